@@ -1,0 +1,30 @@
+-- Turns an INSERT, UPDATE or DELETE on message into outbox rows, and rings the doorbell once.
+-- SECURITY DEFINER: a writer needs rights on its own table and nothing else.
+CREATE OR REPLACE FUNCTION rowcast.capture_message() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+SET enable_seqscan = off -- or a plan made when session was small stays
+SET jit = off
+AS $$
+DECLARE
+  at CONSTANT timestamptz := clock_timestamp();
+BEGIN
+  CASE TG_OP
+  WHEN 'INSERT' THEN
+    INSERT INTO rowcast.outbox (session_id, project_id, job_id, type, payload)
+    SELECT e.* FROM new_rows n, rowcast.message_event(NULL, n, at) e;
+  WHEN 'UPDATE' THEN
+    -- FULL: a row whose id changes is deleted, then created.
+    INSERT INTO rowcast.outbox (session_id, project_id, job_id, type, payload)
+    SELECT e.* FROM old_rows o FULL JOIN new_rows n ON n.id = o.id, rowcast.message_event(o, n, at) e;
+  WHEN 'DELETE' THEN
+    INSERT INTO rowcast.outbox (session_id, project_id, job_id, type, payload)
+    SELECT e.* FROM old_rows o, rowcast.message_event(o, NULL, at) e;
+  END CASE;
+  IF FOUND THEN
+    PERFORM rowcast.ring();
+  END IF;
+  RETURN NULL;
+END
+$$

@@ -1,0 +1,43 @@
+-- What a change of one job is told as; see message_event.
+CREATE OR REPLACE FUNCTION rowcast.job_event(o public.job, n public.job, at timestamptz)
+RETURNS TABLE (session_id text, project_id text, job_id text, type text, payload jsonb)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+  SELECT e.session_id::text,
+         coalesce(e.project_id, (SELECT s.project_id FROM public.session s WHERE s.id = e.session_id))::text,
+         e.id::text,
+         CASE WHEN e.change = 'deleted' THEN 'job.deleted'
+              ELSE CASE n.kind WHEN 'ingest' THEN 'ingest.job.' WHEN 'agent' THEN 'agent.run.' WHEN 'workflow' THEN 'workflow.run.' ELSE 'task.' END
+                   || CASE WHEN n.kind = 'task' AND e.change = 'updated' THEN 'progress' ELSE e.change END
+         END,
+         CASE WHEN e.change = 'deleted' THEN
+             jsonb_build_object('job', jsonb_build_object('id', o.id, 'kind', o.kind, 'session_id', o.session_id, 'project_id', o.project_id), 'timestamp', at)
+           ELSE
+             jsonb_build_object(
+               CASE WHEN n.kind IN ('agent', 'workflow') THEN 'run' ELSE 'job' END, jsonb_build_object(
+                 'id', n.id, 'kind', n.kind, 'name', n.name, 'session_id', n.session_id, 'project_id', n.project_id,
+                 'status', n.status, 'stage', n.stage, 'progress', n.progress, 'message', rowcast.fit(n.message),
+                 'result', n.result, 'error', rowcast.fit(n.error), 'cancel_requested_at', n.cancel_requested_at,
+                 'created_at', n.created_at, 'updated_at', n.updated_at),
+               'timestamp', at)
+             || CASE WHEN e.change = 'failed' THEN jsonb_build_object('errorMessage', rowcast.fit(n.error)) ELSE '{}' END
+         END
+    FROM (
+      SELECT CASE WHEN told.old THEN o.session_id ELSE n.session_id END AS session_id,
+             CASE WHEN told.old THEN o.project_id ELSE n.project_id END AS project_id,
+             CASE WHEN told.old THEN o.id ELSE n.id END AS id,
+             CASE
+               WHEN told.old THEN CASE WHEN n.id IS NULL OR c.moved THEN 'deleted' END
+               WHEN n.id IS NULL THEN NULL
+               WHEN o.id IS NULL OR c.moved THEN 'created'
+               WHEN n.status <> o.status AND n.status IN ('completed', 'failed', 'cancelled') THEN n.status
+               WHEN (n.kind, n.name COLLATE "C", n.status, n.stage COLLATE "C", n.progress, n.message COLLATE "C", n.result, n.error COLLATE "C", n.cancel_requested_at)
+                    IS DISTINCT FROM
+                    (o.kind, o.name COLLATE "C", o.status, o.stage COLLATE "C", o.progress, o.message COLLATE "C", o.result, o.error COLLATE "C", o.cancel_requested_at) THEN 'updated'
+             END AS change
+        FROM (VALUES (true), (false)) AS told (old),
+             (SELECT (n.session_id, n.project_id) IS DISTINCT FROM (o.session_id, o.project_id) AS moved) c
+      OFFSET 0
+    ) e
+   WHERE e.change IS NOT NULL;
+END

@@ -1,0 +1,48 @@
+-- What a change of one message is told as: nothing, one event, or two when it moves to another audience.
+-- (o, NULL) is a deletion, (NULL, n) a creation. The planner inlines it into the capture's one INSERT.
+-- BEGIN ATOMIC binds it to the columns themselves: it follows a rename, and PostgreSQL refuses to drop
+-- a column that it reads, where a text body would fail in the writer's transaction.
+CREATE OR REPLACE FUNCTION rowcast.message_event(o public.message, n public.message, at timestamptz)
+RETURNS TABLE (session_id text, project_id text, job_id text, type text, payload jsonb)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+  SELECT e.session_id::text,
+         (SELECT s.project_id::text FROM public.session s WHERE s.id = e.session_id),
+         e.job_id::text,
+         e.type,
+         CASE e.type
+           WHEN 'message.delta' THEN
+             jsonb_build_object('message_id', n.id, 'offset', length(o.text), 'delta', rowcast.fit(substr(n.text, length(o.text) + 1)), 'timestamp', at)
+           WHEN 'message.deleted' THEN
+             jsonb_build_object('message', jsonb_build_object('id', o.id, 'session_id', o.session_id, 'job_id', o.job_id), 'timestamp', at)
+           ELSE
+             jsonb_build_object(
+               'message', jsonb_build_object(
+                 'id', n.id, 'session_id', n.session_id, 'job_id', n.job_id, 'role', n.role, 'status', n.status,
+                 'metadata', n.metadata, 'created_at', n.created_at, 'updated_at', n.updated_at)
+                 || CASE WHEN e.grew THEN '{}' ELSE jsonb_build_object('text', rowcast.fit(n.text)) END,
+               'timestamp', at)
+             || CASE WHEN e.grew AND octet_length(n.text) > octet_length(o.text)
+                     THEN jsonb_build_object('offset', length(o.text), 'delta', rowcast.fit(substr(n.text, length(o.text) + 1))) ELSE '{}' END
+             || CASE WHEN e.type = 'message.failed' THEN jsonb_build_object('errorMessage', n.metadata -> 'error') ELSE '{}' END
+         END
+    FROM (
+      SELECT CASE WHEN told.old THEN o.session_id ELSE n.session_id END AS session_id,
+             CASE WHEN told.old THEN o.job_id ELSE n.job_id END AS job_id,
+             NOT c.arrived AND c.grew AS grew,
+             CASE
+               WHEN told.old THEN CASE WHEN n.id IS NULL OR c.moved THEN 'message.deleted' END
+               WHEN n.id IS NULL THEN NULL
+               WHEN c.arrived THEN 'agent.message.appended'
+               WHEN n.status <> o.status AND n.status IN ('completed', 'failed') THEN 'message.' || n.status
+               WHEN NOT c.grew OR (n.role, n.status, n.metadata) IS DISTINCT FROM (o.role, o.status, o.metadata) THEN 'message.updated'
+               WHEN octet_length(n.text) > octet_length(o.text) THEN 'message.delta'
+             END AS type
+        FROM (VALUES (true), (false)) AS told (old), -- first the audience that the row had, then the one that it has
+             (SELECT (n.session_id, n.job_id) IS DISTINCT FROM (o.session_id, o.job_id) AS moved,
+                     o.id IS NULL OR (n.session_id, n.job_id) IS DISTINCT FROM (o.session_id, o.job_id) AS arrived,
+                     starts_with(n.text COLLATE "C", o.text COLLATE "C") AS grew) c
+      OFFSET 0 -- a fence: the type is worked out once, not wherever it is read
+    ) e
+   WHERE e.type IS NOT NULL;
+END

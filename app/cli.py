@@ -1,0 +1,166 @@
+"""The command `rowcast`."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from . import doctor as doctor_module
+from . import schema, server, settings
+from . import tail as tail_module
+from .database import TROUBLE, connected, explain
+from .embedded import EmbeddedPostgres
+from .errors import ConfigurationError, RowcastError
+from .process import Child, keep_running
+
+app = typer.Typer(
+    help="Turns committed PostgreSQL rows into live browser streams.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+migrations = typer.Typer(help="The database schema.", no_args_is_help=True)
+app.add_typer(migrations, name="migrate")
+out = Console(highlight=False, soft_wrap=True)
+
+Port = Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [ROWCAST_PORT, 8000]")]
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to bind. [ROWCAST_HOST, 127.0.0.1]")] = None,
+    port: Port = None,
+    workers: Annotated[int | None, typer.Option(help="Processes. [ROWCAST_WORKERS, 1]")] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Let everybody read everything; on loopback only.")] = False,
+) -> None:
+    """Stream what is committed to DATABASE_URL."""
+    configured = settings.load(host=host, port=port, workers=workers, no_auth=no_auth or None)
+    configure_logging(configured.log_level)
+    server.serve(configured)
+
+
+@app.command(hidden=True)
+def worker(fd: int) -> None:
+    """One process of several, on an inherited socket."""
+    configured = settings.load()
+    configure_logging(configured.log_level)
+    server.serve_socket(configured, socket.socket(fileno=fd))
+
+
+@migrations.command("up")
+def migrate_up(target: Annotated[str, typer.Argument(help="A version, +1 or head.")] = "head") -> None:
+    """Bring the schema to the newest version. Safe to run from several places at once."""
+    _migrate(target)
+
+
+@migrations.command("down")
+def migrate_down(target: Annotated[str, typer.Argument(help="A version, -1, or base for nothing at all.")] = "-1") -> None:
+    """Take back migrations, with what they hold."""
+    _migrate(target)
+
+
+@migrations.command("status")
+def migrate_status() -> None:
+    """Say which version the database is at."""
+    found = asyncio.run(_version(settings.load().database_url))
+    wanted = schema.latest()
+    out.print(f"database: {found or 'nothing'}, this program: {wanted}")
+    if found != wanted:
+        raise typer.Exit(1)
+
+
+def _migrate(target: str) -> None:
+    configured = settings.load()
+    configure_logging(configured.log_level)
+    asyncio.run(schema.migrate(configured.database_url, target))
+    out.print(f"schema version {asyncio.run(_version(configured.database_url)) or 'nothing'}")
+
+
+async def _version(url: str) -> int | None:
+    async with connected(url, "rowcast migrate") as connection:
+        return await schema.version(connection)
+
+
+@app.command()
+def dev(
+    port: Port = None, folder: Annotated[Path, typer.Option(help="Where the private database keeps its data.")] = Path(".rowcast")
+) -> None:
+    """A database (unless DATABASE_URL is set), migrations, the hub, and a pipeline that writes rows."""
+    given = os.environ.get("DATABASE_URL")
+    configured = settings.load(port=port, database_url=given or "postgresql://", host="127.0.0.1")
+    configure_logging("warning")
+    if given:
+        _dev(configured, port)
+        return
+    with EmbeddedPostgres(folder) as postgres:
+        _dev(configured.model_copy(update={"database_url": postgres.url}), port)
+
+
+def _dev(configured: settings.Settings, port: int | None) -> None:
+    url = configured.database_url
+    asyncio.run(schema.migrate(url, "head"))
+    try:
+        sock = server.bind(configured.host, configured.port)
+    except ConfigurationError:
+        if port is not None:
+            raise
+        sock = server.bind(configured.host, 0)
+    host, bound = sock.getsockname()[:2]
+    out.print(f"\n  [bold]http://{host}:{bound}[/bold]  the page\n  psql '{url}'  the database\n  Ctrl-C ends it\n")
+
+    def tell(child: Child) -> None:
+        if child.process and child.name == "hub":
+            out.print(f"  the hub is process {child.process.pid}; the page survives: kill -9 {child.process.pid}")
+
+    pipeline = Child("pipeline", [sys.executable, "-m", "rowcast.demo"], {"DATABASE_URL": url})
+    keep_running([server.worker(configured, sock, "hub"), pipeline], tell)
+
+
+@app.command()
+def tail(
+    session: Annotated[str, typer.Argument(help="A session's id.")],
+    url: Annotated[str, typer.Option(help="Where the hub is.")] = "http://127.0.0.1:8000",
+    after: Annotated[str | None, typer.Option(help="Begin after this cursor.")] = None,
+    since: Annotated[str, typer.Option("--from", help="Without a cursor: recent, start or now.")] = "recent",
+    json: Annotated[bool, typer.Option("--json", help="One line of JSON an event.")] = False,
+) -> None:
+    """Follow a session in the terminal, through restarts of the hub."""
+    tail_module.tail(tail_module.Target(url, session, after, since), json)
+
+
+@app.command()
+def doctor() -> None:
+    """Look at the database and name what is wrong."""
+    configured = settings.load()
+    try:
+        findings = asyncio.run(doctor_module.examine(configured.database_url))
+    except TROUBLE as error:
+        raise ConfigurationError(f"DATABASE_URL: {explain(error)}") from None
+    for finding in findings:
+        out.print(("[green]ok[/green]    " if finding.ok else "[red]wrong[/red] ") + finding.text, markup=True)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def configure_logging(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S", force=True)
+    for chatty in ("alembic", "uvicorn.error", "asyncio", "sse_starlette"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def main() -> None:
+    try:
+        app()
+    except RowcastError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"rowcast: {' '.join(str(error).split())}", markup=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Connections to PostgreSQL, and what their errors mean."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import asyncpg
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from .errors import DatabaseUnavailable
+
+CONNECT_TIMEOUT = 5.0
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+    Pool = asyncpg.Pool[asyncpg.Record]
+else:
+    Connection, Pool = asyncpg.Connection, asyncpg.Pool
+
+TROUBLE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, DatabaseUnavailable)
+"""What using a database that is away, restarting or not ours to use can raise."""
+
+
+def explain(error: BaseException) -> str:
+    """One line for a person, without a password."""
+    if isinstance(error, TimeoutError):
+        return "the database does not answer"
+    lines = str(error).strip().splitlines()
+    return f"{lines[0]}" if lines else type(error).__name__
+
+
+async def connect(url: str, name: str, **server_settings: str) -> Connection:
+    """A connection of its own, with keepalives that find a half-open one in seconds instead of hours."""
+    connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT, server_settings={"application_name": name, **server_settings})
+    _keep_alive(connection)
+    return connection
+
+
+def _keep_alive(connection: Connection) -> None:
+    # asyncpg has no public way to its socket.
+    sock = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+    if sock.family == getattr(socket, "AF_UNIX", None):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 10_000)):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+async def close(connection: Connection) -> None:
+    """Close in good order if that works at once, else cut."""
+    try:
+        await connection.close(timeout=1)
+    except (*TROUBLE, asyncio.CancelledError):
+        connection.terminate()
+
+
+@asynccontextmanager
+async def connected(url: str, name: str, **server_settings: str) -> AsyncIterator[Connection]:
+    connection = await connect(url, name, **server_settings)
+    try:
+        yield connection
+    finally:
+        await close(connection)
+
+
+def create_pool(url: str, size: int) -> Pool:
+    """A pool that opens nothing until it is used, and replaces what breaks."""
+    return asyncpg.create_pool(
+        url, min_size=0, max_size=size, timeout=CONNECT_TIMEOUT, command_timeout=30, server_settings={"application_name": "rowcast"}
+    )
+
+
+def create_engine(url: str) -> AsyncEngine:
+    """SQLAlchemy over the same connections: its own reading of a URL stumbles over `?sslmode=`."""
+    return create_async_engine(URL.create("postgresql+asyncpg"), async_creator=lambda: connect(url, "rowcast migrate"), poolclass=NullPool)

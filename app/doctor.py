@@ -1,0 +1,88 @@
+"""What `rowcast doctor` looks at."""
+
+from dataclasses import dataclass
+
+from . import schema
+from .database import Connection, connected
+from .errors import SchemaMismatch
+
+OLDEST_SERVER = 140000
+CAPTURED = ("request", "job", "job_step", "message")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    ok: bool
+    text: str
+
+
+async def examine(url: str) -> list[Finding]:
+    async with connected(url, "rowcast doctor") as connection:
+        findings = [await _server(connection), await _encoding(connection), await _recovery(connection)]
+        try:
+            await schema.check(connection)
+        except SchemaMismatch as error:
+            return [*findings, Finding(False, f"schema: {error}")]
+        findings.append(Finding(True, f"schema: version {await schema.version(connection)}"))
+        return [*findings, *await _triggers(connection), *await _roles(connection), await _log(connection)]
+
+
+async def _server(connection: Connection) -> Finding:
+    number = int(await connection.fetchval("SHOW server_version_num"))
+    version = await connection.fetchval("SHOW server_version")
+    return Finding(
+        number >= OLDEST_SERVER, f"server: PostgreSQL {version}" + ("" if number >= OLDEST_SERVER else ", Rowcast needs 14 or later")
+    )
+
+
+async def _encoding(connection: Connection) -> Finding:
+    encoding = await connection.fetchval("SHOW server_encoding")
+    return Finding(encoding == "UTF8", f"encoding: {encoding}" + ("" if encoding == "UTF8" else "; payloads need a UTF8 database"))
+
+
+async def _recovery(connection: Connection) -> Finding:
+    standby = await connection.fetchval("SELECT pg_is_in_recovery()")
+    return Finding(not standby, "role: a standby, which cannot LISTEN" if standby else "role: primary")
+
+
+async def _triggers(connection: Connection) -> list[Finding]:
+    if await connection.fetchval("SELECT to_regprocedure('rowcast.capture_message()')") is None:
+        return [Finding(True, "triggers: none, the reference tables are off")]
+    rows = await connection.fetch(
+        """SELECT c.relname || '.' || t.tgname AS name, t.tgenabled = 'O' AS enabled
+             FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+            WHERE t.tgname LIKE 'rowcast\\_%' AND c.relnamespace = 'public'::regnamespace"""
+    )
+    states = {row["name"]: row["enabled"] for row in rows}
+    wanted = [f"{table}.rowcast_{what}" for table in CAPTURED for what in ("insert", "update", "delete", "touch")]
+    wrong = [f"{name} is {'disabled' if name in states else 'missing'}" for name in wanted if not states.get(name)]
+    return [Finding(False, f"triggers: {text}; changes are not seen") for text in wrong] or [
+        Finding(True, f"triggers: {len(wanted)} in place")
+    ]
+
+
+async def _roles(connection: Connection) -> list[Finding]:
+    findings = []
+    row = await connection.fetchrow("SELECT rolcanlogin, rolsuper FROM pg_roles WHERE rolname = 'rowcast_owner'")
+    if row is None:
+        findings.append(Finding(False, "roles: rowcast_owner is missing"))
+    else:
+        harmless = not (row["rolcanlogin"] or row["rolsuper"])
+        findings.append(
+            Finding(
+                harmless, "roles: rowcast_owner " + ("cannot log in" if harmless else "can log in or is a superuser; it must be neither")
+            )
+        )
+    user = await connection.fetchval("SELECT current_user")
+    may = await connection.fetchval("SELECT has_function_privilege('rowcast.sequence(integer)', 'EXECUTE')")
+    findings.append(Finding(may, f"roles: {user} " + ("may sequence" if may else f"may not sequence: GRANT rowcast_hub TO {user}")))
+    return findings
+
+
+async def _log(connection: Connection) -> Finding:
+    row = await connection.fetchrow(
+        """SELECT floor, (SELECT max(position) FROM rowcast.head) AS head, (SELECT count(*) FROM rowcast.outbox) AS waiting
+             FROM rowcast.pruned"""
+    )
+    assert row is not None
+    return Finding(True, f"log: events {row['floor'] + 1} to {row['head']}, {row['waiting']} rows in the outbox")

@@ -1,0 +1,97 @@
+"""The hub: the in-process registry that fans events out to subscribers."""
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from .events import Event, Lineage, Position, Topic
+
+logger = logging.getLogger(__name__)
+
+
+class Subscriber(Protocol):
+    """One connected client. It is catching up (not in the hub), or live."""
+
+    topic: Topic
+    position: Position
+    """Up to here it has everything that it asked for."""
+
+    @property
+    def full(self) -> bool:
+        """Whether what it has not taken yet passes the limit."""
+
+    def deliver(self, event: Event) -> None: ...
+    def lagged(self) -> None: ...
+    def reset(self, reason: str) -> None: ...
+
+
+class Hub:
+    """Publishing is synchronous and in the order of positions; nothing here waits.
+
+    A live subscriber costs no task, and no queue of events is held for anybody: one that is full
+    leaves and catches up from the log.
+    """
+
+    def __init__(self) -> None:
+        self._live: dict[Topic, set[Subscriber]] = {}
+        self.lineage = Lineage()
+        self.position = Position(0)
+        """The last event published: all up to here is in the log, and was offered to whoever is live."""
+        self.published = 0
+        self.on_identified: Callable[[], None] = lambda: None
+
+    def __repr__(self) -> str:
+        live = sum(map(len, self._live.values()))
+        return f"<Hub at {self.position}, {len(self._live)} topics, {live} live>"
+
+    def join(self, subscriber: Subscriber) -> None:
+        self._live.setdefault(subscriber.topic, set()).add(subscriber)
+
+    def leave(self, subscriber: Subscriber) -> None:
+        followers = self._live.get(subscriber.topic)
+        if followers is not None:
+            followers.discard(subscriber)
+            if not followers:
+                del self._live[subscriber.topic]
+
+    def is_live(self, subscriber: Subscriber) -> bool:
+        return subscriber in self._live.get(subscriber.topic, ())
+
+    def publish(self, event: Event) -> None:
+        """Offer the next event to the live subscribers of its topics."""
+        for topic in event.topics:
+            for subscriber in tuple(self._live.get(topic, ())):
+                if subscriber.position >= event.position:
+                    continue  # it read ahead of us, in the log
+                if subscriber.full:
+                    subscriber.position = self.position
+                    self.leave(subscriber)
+                    subscriber.lagged()
+                else:
+                    subscriber.position = event.position
+                    subscriber.deliver(event)
+        self.position = event.position
+        self.published += 1
+
+    def identify(self, lineage: Lineage, head: Position) -> None:
+        """Which log this is, at every (re)connect of the listener. Where ours does not go on in it,
+        everybody is told, and begins again at its head."""
+        known = self.lineage
+        self.lineage = lineage
+        if not known:
+            self.position = head
+        elif lineage.locate(known[-1]._replace(position=self.position)) is None or head < self.position:
+            self.position = head
+            self._reset("epoch")
+        self.on_identified()
+
+    def skip(self, floor: Position) -> None:
+        """We were away for longer than events are kept."""
+        self.position = floor
+        self._reset("truncated")
+
+    def _reset(self, reason: str) -> None:
+        logger.warning("hub: the log does not go on where we were (%s); clients start anew at %d", reason, self.position)
+        for followers in tuple(self._live.values()):
+            for subscriber in tuple(followers):
+                subscriber.reset(reason)

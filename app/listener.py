@@ -1,0 +1,180 @@
+"""The listener: one LISTEN connection, from which the hub gets every event, in order.
+
+LISTEN first, then read the log up to its head, then live. Positions have no gaps, so a notification
+that is not the next one means: read the log. Losing any notification costs latency, never an event.
+"""
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+
+import msgspec
+
+from . import schema
+from .database import TROUBLE, Connection, close, connect, explain
+from .errors import DatabaseUnavailable, NotificationsLost, StandbyServer
+from .events import Position, decode_notice
+from .hub import Hub
+from .log import Log, identify
+
+logger = logging.getLogger(__name__)
+
+CHANNEL = "rowcast"
+DOORBELL_CHANNEL = "rowcast_doorbell"
+BACKOFF_FIRST, BACKOFF_LAST = 0.1, 5.0
+DOUBT_PAUSE = 0.1
+"""How long we wait before we ask whether a notification of another epoch was right: anybody can send one."""
+
+
+class Listener:
+    def __init__(self, url: str, log: Log, hub: Hub, heartbeat: float, on_doorbell: Callable[[], None]) -> None:
+        self._url = url
+        self._log = log
+        self._hub = hub
+        self._heartbeat = heartbeat
+        self._on_doorbell = on_doorbell
+        self._beat_channel = f"rowcast_beat_{secrets.token_hex(8)}"
+        self._heard = asyncio.Event()
+        self._behind = asyncio.Event()
+        self._doubt = asyncio.Event()
+        self._epoch = ""
+        self._reading = True
+        self._told = Position(0)
+        """The highest position that a notification spoke of."""
+        self.reconnects = 0
+        self.trouble: str | None = "not connected yet"
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.trouble or 'live'} at {self._hub.position}, {self.reconnects} reconnects>"
+
+    async def run(self) -> None:
+        backoff = BACKOFF_FIRST
+        while True:
+            try:
+                await self._connected()
+            except TROUBLE as error:
+                if self.trouble is None:  # it was up
+                    backoff = BACKOFF_FIRST
+                self._report(explain(error))
+            self.reconnects += 1
+            await asyncio.sleep(random.uniform(backoff / 2, backoff))
+            backoff = min(backoff * 2, BACKOFF_LAST)
+
+    def _report(self, trouble: str | None) -> None:
+        """One line a change of state, however often we try."""
+        if trouble != self.trouble:
+            if trouble is None:
+                logger.info("listener: live at position %d", self._hub.position)
+            else:
+                logger.warning("listener: %s", trouble)
+        self.trouble = trouble
+
+    async def _connected(self) -> None:
+        connection = await connect(self._url, "rowcast listener")
+        lost = asyncio.Event()
+        connection.add_termination_listener(lambda _: lost.set())
+        try:
+            await self._listen(connection)
+            tasks = [
+                asyncio.create_task(work, name=f"listener: {name}")
+                for name, work in (
+                    ("heartbeat", self._beat(connection)),
+                    ("log", self._read_behind()),
+                    ("connection", self._end(lost)),
+                )
+            ]
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            await close(connection)
+
+    async def _end(self, lost: asyncio.Event) -> None:
+        await lost.wait()
+        raise DatabaseUnavailable("the LISTEN connection ended")
+
+    async def _listen(self, connection: Connection) -> None:
+        if await connection.fetchval("SELECT pg_is_in_recovery()"):
+            raise StandbyServer(StandbyServer.__doc__)
+        await schema.check(connection)
+        self._reading = True  # what is heard from here on waits for the log to be read
+        await connection.add_listener(CHANNEL, self._on_event)
+        await connection.add_listener(DOORBELL_CHANNEL, lambda *_: self._on_doorbell())
+        await connection.add_listener(self._beat_channel, lambda *_: self._heard.set())
+        await self._probe(connection)
+        await self._identify(connection)
+        self._on_doorbell()  # nobody may have heard those that rang while we were away
+
+    async def _probe(self, connection: Connection) -> None:
+        """A NOTIFY round trip: proves that the connection lives and that notifications arrive on it."""
+        self._heard.clear()
+        await connection.execute("SELECT pg_notify($1, '')", self._beat_channel, timeout=self._heartbeat)
+        try:
+            await asyncio.wait_for(self._heard.wait(), self._heartbeat)
+        except TimeoutError:
+            raise NotificationsLost(" ".join((NotificationsLost.__doc__ or "").split())) from None
+
+    async def _identify(self, connection: Connection) -> None:
+        lineage, head = await identify(connection)
+        self._epoch = lineage.epoch
+        self._hub.identify(lineage, head)
+        self._told = head
+        self._behind.set()
+
+    async def _beat(self, connection: Connection) -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._doubt.wait(), self._heartbeat)
+                await asyncio.sleep(DOUBT_PAUSE)
+            self._doubt.clear()
+            await self._probe(connection)
+            if await connection.fetchval("SELECT epoch FROM rowcast.epoch ORDER BY id DESC LIMIT 1") != self._epoch:
+                raise DatabaseUnavailable("the log has a new identity")
+
+    def _on_event(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        """Called by the driver for each notification; it must not block."""
+        try:
+            notice = decode_notice(str(payload))
+        except msgspec.MsgspecError:
+            logger.warning("listener: a notification that is not ours")
+            return
+        if notice.epoch != self._epoch:
+            self._doubt.set()
+            return
+        self._told = Position(max(self._told, notice.position, notice.upto))
+        if self._reading or self._told <= self._hub.position:
+            return
+        event = notice.event() if notice.position == self._hub.position + 1 else None
+        if event is not None:
+            self._hub.publish(event)
+        else:
+            self._reading = True
+            self._behind.set()
+
+    async def _read_behind(self) -> None:
+        """Whenever a notification was not simply the next event: read the log until nothing is missing."""
+        while True:
+            await self._behind.wait()
+            self._behind.clear()
+            while self._hub.position < self._told:
+                batch = await self._log.read(self._epoch, self._hub.position, self._told)
+                if batch.pruned:
+                    bounds = await self._log.bounds()
+                    self._hub.skip(bounds.floor)
+                    continue
+                for event in batch.events:
+                    self._hub.publish(event)
+                if not batch.events:
+                    break  # told of more than there is: a forged notification
+                await asyncio.sleep(0)
+            self._told = self._hub.position
+            self._reading = False
+            self._report(None)

@@ -1,0 +1,110 @@
+"""The log: reading after a position, its head and floor, and pruning it."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from .database import Connection, Pool
+from .events import Cursor, Event, Lineage, Position, Topic
+
+READ_EVENTS = 500
+READ_BYTES = 1_000_000
+"""Bounds of one read, so that what a subscriber holds while it catches up is bounded."""
+
+PRUNE_EVENTS = 2000
+
+_COLUMNS = "position, type, session_id, project_id, job_id, date_part('epoch', created_at) AS created_at, payload::text"
+
+# One snapshot for floor and rows. `size` is the running sum of the stored payloads: the row that
+# passes the bound is the last. A NULL position: nothing there.
+_READ = f"""
+    SELECT p.floor, e.size, {_COLUMNS}
+      FROM rowcast.pruned p LEFT JOIN LATERAL (
+        SELECT *, sum(pg_column_size(payload)) OVER (ORDER BY position) AS size
+          FROM (SELECT * FROM rowcast.event
+                 WHERE position > $1 AND position <= $2 {{where}}
+                 ORDER BY position LIMIT {READ_EVENTS}) found
+      ) e ON e.size - pg_column_size(e.payload) < {READ_BYTES}
+     ORDER BY position
+"""
+_READ_ALL = _READ.format(where="")
+_READ_TOPIC = {kind: _READ.format(where=f"AND {kind}_id = $3") for kind in ("session", "project", "job")}
+
+_RECENT = """
+    SELECT min(position) - 1
+      FROM (SELECT position, created_at FROM rowcast.event
+             WHERE {kind}_id = $1 AND position <= $2 ORDER BY position DESC LIMIT $3) latest
+     WHERE created_at > now() - $4::interval
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a read found. `position` is how far the reader is now; `complete` means that nothing up
+    to where it asked is left; `pruned` that events after its position are gone."""
+
+    events: list[Event]
+    position: Position
+    complete: bool
+    pruned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Cursors from `floor` to `head` can be honoured."""
+
+    floor: Position
+    head: Position
+
+
+class Log:
+    """Reads through a small pool: nobody holds a connection while it waits."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def __repr__(self) -> str:
+        return f"<Log pool {self._pool.get_size()}>"
+
+    async def read(self, epoch: str, after: Position, upto: Position, topic: Topic | None = None) -> Batch:
+        """Events with after < position ≤ upto, in order; of one topic, or all. `epoch` is for their cursors."""
+        if topic is None:
+            rows = await self._pool.fetch(_READ_ALL, after, upto)
+        else:
+            rows = await self._pool.fetch(_READ_TOPIC[topic.kind], after, upto, topic.id)
+        if rows[0]["floor"] > after:
+            return Batch([], after, complete=False, pruned=True)
+        events = [
+            Event(Cursor(epoch, row[2]), row[3], row[4], row[5], row[6], row[7], row[8].encode()) for row in rows if row[2] is not None
+        ]
+        complete = len(events) < READ_EVENTS and (rows[-1]["size"] or 0) < READ_BYTES
+        return Batch(events, upto if complete else events[-1].position, complete, pruned=False)
+
+    async def recent(self, topic: Topic, upto: Position, age: timedelta, most: int) -> Position:
+        """The position before the topic's recent events."""
+        found = await self._pool.fetchval(_RECENT.format(kind=topic.kind), topic.id, upto, most, age)
+        return upto if found is None else Position(found)
+
+    async def bounds(self) -> Bounds:
+        row = await self._pool.fetchrow("SELECT floor, (SELECT max(position) FROM rowcast.head) AS head FROM rowcast.pruned")
+        assert row is not None
+        return Bounds(Position(row["floor"]), Position(row["head"]))
+
+    async def event_at(self, cursor: Cursor, topic: Topic) -> Event | None:
+        batch = await self.read(cursor.epoch, Position(cursor.position - 1), cursor.position, topic)
+        return batch.events[0] if batch.events else None
+
+    async def prune(self, keep: timedelta) -> int:
+        """Delete what is no longer needed, in small batches; how many events went."""
+        total = 0
+        while True:
+            n: int = await self._pool.fetchval("SELECT rowcast.prune($1, $2)", keep, PRUNE_EVENTS)
+            total += n
+            if n < PRUNE_EVENTS:
+                return total
+
+
+async def identify(connection: Connection) -> tuple[Lineage, Position]:
+    """Take over this log if it is a copy; its epochs and its head, of one snapshot."""
+    await connection.execute("SELECT rowcast.adopt()")
+    rows = await connection.fetch("SELECT epoch, start, (SELECT max(position) FROM rowcast.head) AS head FROM rowcast.epoch ORDER BY id")
+    return Lineage(Cursor(row["epoch"], Position(row["start"])) for row in rows), Position(rows[0]["head"])

@@ -1,0 +1,153 @@
+"""The composition root: what a process consists of, and its web application."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from . import settings as settings_module
+from .database import create_pool
+from .errors import InvalidParameter, RowcastError
+from .feed import Feed
+from .hub import Hub
+from .listener import Listener
+from .log import Log
+from .sequencer import Sequencer, prune
+from .settings import Settings
+from .supervisor import Supervisor
+from .transports.poll import session_poll
+from .transports.sse import session_stream
+
+logger = logging.getLogger(__name__)
+
+PAGE = Path(__file__).parent / "console" / "index.html"
+
+
+class Rowcast:
+    """One process, made inside its event loop: a listener, a sequencer, a small pool, and any number of clients."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        direct = settings.listen_url or settings.database_url
+        self.pool = create_pool(settings.database_url, settings.pool_size)
+        self.log = Log(self.pool)
+        self.hub = Hub()
+        self.feed = Feed(self.hub, self.log, timedelta(seconds=settings.recent_seconds), settings.recent_events, settings.retry)
+        self.sequencer = Sequencer(direct, settings.tick)
+        self.listener = Listener(direct, self.log, self.hub, settings.heartbeat, self.sequencer.ring)
+        self.supervisor = Supervisor()
+
+    def __repr__(self) -> str:
+        return f"<Rowcast {self.hub} {self.feed} {self.listener} {self.sequencer}>"
+
+    @property
+    def trouble(self) -> str | None:
+        """Why this process is not ready, if so."""
+        if self.supervisor.died:
+            return "; ".join(self.supervisor.died.values())
+        return self.listener.trouble or self.sequencer.trouble
+
+    async def start(self) -> None:
+        await self.pool  # opens nothing yet
+        settings = self.settings
+        self.supervisor.start("listener", self.listener.run)
+        self.supervisor.start("sequencer", self.sequencer.run)
+        self.supervisor.start("pruner", lambda: prune(self.log, self.sequencer, timedelta(seconds=settings.retention)))
+        self.supervisor.start("server watch", self._watch_server)
+        self.supervisor.start("keep-alive", lambda: self.feed.keep_alive(settings.keepalive))
+
+    async def _watch_server(self) -> None:
+        """A plain `uvicorn rowcast.main:app` waits for open streams before it ends the lifespan. Its
+        handler of SIGTERM leads to it, and it tells when it wants to end."""
+        while True:
+            server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+            if getattr(server, "should_exit", False):
+                await self.drain()
+                return
+            await asyncio.sleep(0.2)
+
+    async def drain(self) -> None:
+        """End all streams, with a `bye`. New ones get theirs at once."""
+        await self.feed.drain(self.settings.drain)
+
+    async def stop(self) -> None:
+        await self.drain()
+        self.sequencer.stop()
+        await self.supervisor.stop()
+        await self.pool.close()
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    """Starlette does not run the lifespan of a mounted application: enter this one in your own."""
+    app.state.rowcast = Rowcast(app.state.settings)
+    await app.state.rowcast.start()
+    try:
+        yield
+    finally:
+        await app.state.rowcast.stop()
+
+
+async def livez(request: Request) -> Response:
+    return PlainTextResponse("ok")
+
+
+async def readyz(request: Request) -> Response:
+    trouble = request.app.state.rowcast.trouble
+    if trouble:
+        return JSONResponse({"status": "not ready", "cause": trouble}, 503)
+    return JSONResponse({"status": "ready"})
+
+
+async def page(request: Request) -> Response:
+    return FileResponse(PAGE)
+
+
+async def on_rowcast_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RowcastError)
+    body = {"error": " ".join(str(error).split())}
+    if isinstance(error, InvalidParameter):
+        body["parameter"] = error.parameter
+    return JSONResponse(body, error.http_status)
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+
+async def on_bug(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "internal error"}, 500)
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    """A Starlette application; while it runs, `app.state.rowcast` is the process behind it."""
+    app = Starlette(
+        routes=[
+            Route("/api/sse/{session_id}", session_stream),
+            Route("/api/poll/{session_id}", session_poll),
+            Route("/livez", livez),
+            Route("/readyz", readyz),
+            Route("/", page),
+        ],
+        exception_handlers={RowcastError: on_rowcast_error, HTTPException: on_http_error, Exception: on_bug},
+        lifespan=lifespan,
+    )
+    app.state.settings = settings or settings_module.load()
+    return app
+
+
+def __getattr__(name: str) -> Starlette:
+    """`uvicorn rowcast.main:app`: made when it is asked for, not on import."""
+    if name == "app":
+        return create_app()
+    raise AttributeError(name)

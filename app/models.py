@@ -1,0 +1,230 @@
+"""The schema's one description for Python: the reference tables, and the log's own.
+
+`alembic check` finds no difference between this and a migrated database. Rows may be written by
+anything that speaks SQL; nothing in Rowcast needs these classes to write.
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import REAL, BigInteger, CheckConstraint, ForeignKey, Identity, Index, MetaData, Text
+from sqlalchemy import text as sql
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import UserDefinedType
+
+
+class XID8(UserDefinedType[str]):
+    """A transaction id that never wraps."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **kw: Any) -> str:
+        return "xid8"
+
+
+class Snapshot(UserDefinedType[str]):
+    """Which transactions were visible at a moment."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **kw: Any) -> str:
+        return "pg_snapshot"
+
+
+# Reflection, as `alembic check` does it, must know the types that SQLAlchemy does not.
+postgresql.base.ischema_names.update(xid8=XID8, pg_snapshot=Snapshot)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "fk": "%(table_name)s_%(column_0_name)s_fkey",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+            "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        }
+    )
+    type_annotation_map = {
+        str: Text,
+        int: BigInteger,
+        float: REAL,
+        datetime: TIMESTAMP(timezone=True),
+        dict[str, Any]: JSONB,
+    }
+
+
+class Timestamps:
+    """`updated_at` is kept by a trigger."""
+
+    created_at: Mapped[datetime] = mapped_column(server_default=sql("now()"), sort_order=1)
+    updated_at: Mapped[datetime] = mapped_column(server_default=sql("now()"), sort_order=2)
+
+
+class Row(Timestamps):
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=sql("gen_random_uuid()"), sort_order=-1)
+
+
+def one_of(column: str, *values: str) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(map(repr, values))})", name=column)
+
+
+class Project(Row, Base):
+    __tablename__ = "project"
+
+    name: Mapped[str] = mapped_column(server_default="")
+
+
+class Session(Row, Base):
+    """A conversation, or whatever else one page follows."""
+
+    __tablename__ = "session"
+
+    project_id: Mapped[UUID | None] = mapped_column(ForeignKey("project.id", ondelete="SET NULL"), index=True)
+    owner_id: Mapped[str | None] = mapped_column(index=True)
+
+
+class Request(Row, Base):
+    __tablename__ = "request"
+    __table_args__ = (
+        one_of("status", "pending", "in_progress", "done", "error"),
+        Index("idx_request_session_updated", "session_id", "updated_at"),
+    )
+
+    session_id: Mapped[UUID] = mapped_column(ForeignKey("session.id", ondelete="CASCADE"))
+    sequence_number: Mapped[int] = mapped_column(Identity())
+    status: Mapped[str] = mapped_column(server_default="pending")
+    request: Mapped[str | None]
+    response: Mapped[str | None]
+    error: Mapped[str | None]
+
+
+class Job(Row, Base):
+    """`running` and `processing` say the same."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        one_of("kind", "ingest", "agent", "workflow", "task"),
+        one_of("status", "pending", "running", "processing", "completed", "failed", "cancelled"),
+        CheckConstraint("progress >= 0 AND progress <= 100", name="progress"),
+    )
+
+    kind: Mapped[str] = mapped_column(server_default="task")
+    name: Mapped[str | None]
+    session_id: Mapped[UUID | None] = mapped_column(ForeignKey("session.id", ondelete="CASCADE"), index=True)
+    project_id: Mapped[UUID | None] = mapped_column(ForeignKey("project.id", ondelete="CASCADE"), index=True)
+    status: Mapped[str] = mapped_column(server_default="pending")
+    stage: Mapped[str | None]
+    progress: Mapped[float] = mapped_column(server_default="0")
+    message: Mapped[str | None]
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[str | None]
+    cancel_requested_at: Mapped[datetime | None]
+
+
+class JobStep(Row, Base):
+    __tablename__ = "job_step"
+    __table_args__ = (one_of("status", "pending", "running", "processing", "completed", "failed", "cancelled"),)
+
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str] = mapped_column(server_default="")
+    sequence_number: Mapped[int] = mapped_column(Identity())
+    status: Mapped[str] = mapped_column(server_default="pending")
+    state: Mapped[dict[str, Any] | None]
+    error: Mapped[str | None]
+
+
+class Message(Row, Base):
+    __tablename__ = "message"
+    __table_args__ = (
+        one_of("status", "pending", "streaming", "completed", "failed"),
+        Index("message_session_id_created_at_idx", "session_id", "created_at"),
+    )
+
+    session_id: Mapped[UUID] = mapped_column(ForeignKey("session.id", ondelete="CASCADE"))
+    job_id: Mapped[UUID | None] = mapped_column(ForeignKey("job.id", ondelete="SET NULL"), index=True)
+    role: Mapped[str] = mapped_column(server_default="assistant")
+    status: Mapped[str] = mapped_column(server_default="streaming")
+    text: Mapped[str] = mapped_column(server_default="")
+    # `metadata` is taken in a declarative class.
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=sql("'{}'"))
+
+
+class Outbox(Base):
+    """Captured changes that have no position yet. Writers only insert."""
+
+    __tablename__ = "outbox"
+    __table_args__ = {"schema": "rowcast"}
+
+    xid: Mapped[str] = mapped_column(XID8, primary_key=True, server_default=sql("pg_current_xact_id()"))
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    session_id: Mapped[str | None]
+    project_id: Mapped[str | None]
+    job_id: Mapped[str | None]
+    type: Mapped[str]
+    payload: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=sql("clock_timestamp()"))
+
+
+class LoggedEvent(Base):
+    """The log."""
+
+    __tablename__ = "event"
+    __table_args__ = (
+        *(
+            Index(f"event_{kind}_id_position_idx", f"{kind}_id", "position", postgresql_where=sql(f"{kind}_id IS NOT NULL"))
+            for kind in ("session", "project", "job")
+        ),
+        {"schema": "rowcast"},
+    )
+
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    outbox_id: Mapped[int]
+    session_id: Mapped[str | None]
+    project_id: Mapped[str | None]
+    job_id: Mapped[str | None]
+    type: Mapped[str]
+    payload: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class Head(Base):
+    """How far the log goes, a row a batch; the newest counts. Appended to, since one row updated for
+    ever grows a chain of dead versions as soon as anybody holds a snapshot."""
+
+    __tablename__ = "head"
+    __table_args__ = {"schema": "rowcast"}
+
+    batch: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    position: Mapped[int]
+    low: Mapped[str] = mapped_column(Snapshot)
+    high: Mapped[str | None] = mapped_column(Snapshot)
+    last_id: Mapped[int]
+    at: Mapped[datetime] = mapped_column(server_default=sql("now()"))
+
+
+class Epoch(Base):
+    """The log's identities, each with the head where it started. Never updated: see rowcast.is_ours."""
+
+    __tablename__ = "epoch"
+    __table_args__ = {"schema": "rowcast"}
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    epoch: Mapped[str]
+    start: Mapped[int]
+    timeline: Mapped[str]
+    database: Mapped[int] = mapped_column(postgresql.OID)
+    stamp: Mapped[str] = mapped_column(XID8, server_default=sql("pg_current_xact_id()"))
+    at: Mapped[datetime] = mapped_column(server_default=sql("now()"))
+
+
+class Pruned(Base):
+    """One row: the floor (the last position pruned), and the snapshot up to which the outbox was pruned."""
+
+    __tablename__ = "pruned"
+    __table_args__ = {"schema": "rowcast"}
+
+    floor: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    low: Mapped[str] = mapped_column(Snapshot)

@@ -1,0 +1,235 @@
+"""The sequencer: wakes on the doorbell when quiet, polls when busy, as network drivers do.
+
+While it polls it holds DOORBELL, so that writers stay silent: a transaction that NOTIFYs takes a
+lock of the whole cluster at commit. Every process runs one; whoever has SEQUENCER works.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from contextlib import suppress
+from datetime import timedelta
+
+import asyncpg
+
+from .database import TROUBLE, Connection, close, connect, explain
+from .log import Log
+
+logger = logging.getLogger(__name__)
+
+# Advisory locks; 3 (sequence) and 4 (prune) are taken inside the functions, 5 by migrations.
+SEQUENCER = "7499639, 1"
+DOORBELL = "7499639, 2"
+
+FIRST_LIMIT, LAST_LIMIT = 2000, 50_000
+"""Rows a call. It grows while calls come back full, or a backlog would take quadratic time."""
+
+BUSY_ROUNDS, BUSY_WINDOW = 20, 0.1
+QUIET_ROUNDS, QUIET_WINDOW = 5, 0.1
+"""Busy: this many rounds that found something within so many seconds. Quiet: fewer."""
+
+POLL_INTERVAL = 0.003
+WITNESS_INTERVAL = 0.02
+SECOND_LOOK = 0.1
+PING_INTERVAL = 1.0
+RECONNECT = 0.25
+PRUNE_INTERVAL, PRUNE_IDLE_INTERVAL = 1.0, 60.0
+BELL_PATIENCE = 1.0
+
+# So that the locks of a process that is frozen or cut off are free within 5 s.
+SERVER_SETTINGS = {
+    "idle_session_timeout": "5000",
+    "idle_in_transaction_session_timeout": "5000",
+    "tcp_keepalives_idle": "2",
+    "tcp_keepalives_interval": "1",
+    "tcp_keepalives_count": "3",
+    "plan_cache_mode": "force_generic_plan",
+}
+
+_SEQUENCE = "SELECT rowcast.sequence($1)"
+_SEQUENCE_IF_FREE = f"SELECT CASE WHEN pg_try_advisory_lock({SEQUENCER}) THEN rowcast.sequence($1) END"
+
+# Who may have looked at the bell while it was silent. A writer takes this lock before it looks, and
+# its rows are visible before it gives the lock back; a prepared transaction has no process.
+_WITNESSES = """
+    SELECT virtualtransaction FROM pg_locks
+     WHERE relation = 'rowcast.outbox'::regclass AND mode = 'RowExclusiveLock' AND granted
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND pid IS NOT NULL AND pid <> pg_backend_pid()
+"""
+
+
+class Sequencer:
+    """Gives outbox rows their positions. `ring()` wakes it."""
+
+    def __init__(self, url: str, tick: float) -> None:
+        self._url = url
+        self._tick = tick
+        self._rung = asyncio.Event()
+        self._productive: deque[float] = deque(maxlen=BUSY_ROUNDS)
+        self._bell_wanted_since: float | None = None
+        self._stopping = False
+        self.polling = False
+        """Whether we hold DOORBELL."""
+        self.witnesses: set[str] = set()
+        """Transactions that may have found the bell silent; we look for their rows until they end."""
+        self.sequenced = 0
+        self.trouble: str | None = "not connected yet"
+
+    def __repr__(self) -> str:
+        state = self.trouble or ("polling" if self.polling else "asleep")
+        return f"<Sequencer {state}, {self.sequenced} sequenced, {len(self.witnesses)} witnesses>"
+
+    def ring(self) -> None:
+        self._rung.set()
+
+    def stop(self) -> None:
+        """End in good order: the next writer's bell finds another process, if there is one."""
+        self._stopping = True
+        self._rung.set()
+
+    async def run(self) -> None:
+        while not self._stopping:
+            try:
+                await self._connected()
+            except TROUBLE as error:
+                if self.trouble is None:
+                    logger.warning("sequencer: %s", explain(error))
+                self.trouble = explain(error)
+                await asyncio.sleep(RECONNECT)
+
+    async def _connected(self) -> None:
+        connection = await connect(self._url, "rowcast sequencer", **SERVER_SETTINGS)
+        self.polling, self.witnesses = False, set()
+        try:
+            self._rung.set()  # whatever was rung while we were away
+            await self._serve(connection)
+        finally:
+            if self.polling or self.witnesses:
+                # Another process drains what we would have found.
+                with suppress(*TROUBLE):
+                    await connection.execute(f"SELECT pg_advisory_unlock({DOORBELL}), pg_notify('rowcast_doorbell', '')", timeout=1)
+            await close(connection)
+
+    async def _serve(self, connection: Connection) -> None:
+        ticked = time.monotonic()
+        again = False  # a second look, after somebody else had SEQUENCER: it may have been about to end
+        while not self._stopping:
+            rung = await self._sleep(SECOND_LOOK if again else min(PING_INTERVAL, self._tick))
+            due = time.monotonic() - ticked >= self._tick
+            if not (rung or due or again):
+                await connection.execute("SELECT 1")
+                continue
+            worked = await self._work(connection, unasked=due)
+            again = rung and not worked
+            if due:
+                ticked = time.monotonic()
+            self.trouble = None
+
+    async def _sleep(self, seconds: float) -> bool:
+        """Whether the bell was rung before the time was over."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._rung.wait(), seconds)
+        return self._rung.is_set()
+
+    async def _work(self, connection: Connection, unasked: bool) -> bool:
+        """Sequence all there is, polling while busy. False if another process is on it.
+
+        SEQUENCER only saves work: on the slow tick we sequence without it (`unasked`), for whoever
+        holds it may be frozen; sequence() has a lock of its own.
+        """
+        self._rung.clear()
+        done = await self._call(connection, _SEQUENCE_IF_FREE, FIRST_LIMIT)
+        if done is None:
+            if unasked:
+                await self._drain(connection)
+            return False
+        try:
+            if done[1]:
+                await self._drain(connection)
+            while self._rung.is_set() or self._busy():
+                self._rung.clear()
+                await self._drain(connection)
+                if self._busy():
+                    await self._poll(connection)
+        finally:
+            if not connection.is_closed():
+                await connection.execute(f"SELECT pg_advisory_unlock({SEQUENCER})")
+        return True
+
+    async def _drain(self, connection: Connection) -> None:
+        """Call until nothing is left; `more` also after a half-done snapshot, for that one was old."""
+        limit = FIRST_LIMIT
+        while True:
+            done = await self._call(connection, _SEQUENCE, limit)
+            assert done is not None
+            if not done[1]:
+                return
+            if done[0] == limit:
+                limit = min(limit * 2, LAST_LIMIT)
+
+    async def _call(self, connection: Connection, query: str, limit: int) -> tuple[int, bool] | None:
+        try:
+            done: tuple[int, bool] | None = await connection.fetchval(query, limit)
+        except asyncpg.PostgresError as error:
+            if error.sqlstate != "RC001":
+                raise
+            await connection.execute("SELECT rowcast.adopt()")  # restored or copied under our feet
+            return (0, True) if query is _SEQUENCE else await self._call(connection, query, limit)
+        if done and done[0]:
+            self.sequenced += done[0]
+            self._productive.append(time.monotonic())
+        return done
+
+    def _busy(self) -> bool:
+        return len(self._productive) == BUSY_ROUNDS and time.monotonic() - self._productive[0] < BUSY_WINDOW
+
+    def _quiet(self) -> bool:
+        return len(self._productive) < QUIET_ROUNDS or time.monotonic() - self._productive[-QUIET_ROUNDS] > QUIET_WINDOW
+
+    async def _poll(self, connection: Connection) -> None:
+        """Look every few milliseconds, holding DOORBELL if it can be had, until it is quiet and all
+        that may have found the bell silent are gone."""
+        while not self._stopping:
+            if not self.polling and self._busy():
+                await self._silence(connection)
+            elif self.polling and self._quiet():
+                await connection.execute(f"SELECT pg_advisory_unlock({DOORBELL})")
+                self.polling = False
+                self.witnesses = await self._holders(connection)
+            elif self.witnesses:
+                self.witnesses &= await self._holders(connection)
+            elif not self.polling:
+                return  # the caller drains once more
+            self._rung.clear()
+            await self._drain(connection)
+            if not self.polling and not self.witnesses and not self._busy():
+                return
+            await self._sleep(POLL_INTERVAL if self.polling else WITNESS_INTERVAL)
+
+    async def _silence(self, connection: Connection) -> None:
+        self.polling = await connection.fetchval(f"SELECT pg_try_advisory_lock({DOORBELL})")
+        if self.polling:
+            self._bell_wanted_since = None
+            return
+        now = time.monotonic()
+        since = self._bell_wanted_since = self._bell_wanted_since or now
+        if now - since > BELL_PATIENCE:
+            logger.warning("the advisory lock (%s) cannot be had: some other session holds it; writers keep ringing", DOORBELL)
+            self._bell_wanted_since = now + 60
+
+    async def _holders(self, connection: Connection) -> set[str]:
+        return {row[0] for row in await connection.fetch(_WITNESSES)}
+
+
+async def prune(log: Log, sequencer: Sequencer, keep: timedelta) -> None:
+    """Prune beside the sequencer, over the pool, so that sequencing does not wait for it: soon after
+    this process sequenced something, and now and then for what has grown old."""
+    seen, last = -1, 0.0
+    while True:
+        if sequencer.sequenced != seen or time.monotonic() - last > PRUNE_IDLE_INTERVAL:
+            seen, last = sequencer.sequenced, time.monotonic()
+            with suppress(*TROUBLE):
+                await log.prune(keep)
+        await asyncio.sleep(PRUNE_INTERVAL)

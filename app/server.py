@@ -1,0 +1,117 @@
+"""The uvicorn server around the application: how it drains, what it logs, and its worker processes.
+
+uvicorn waits for open connections before the lifespan ends, so the streams are ended first, here.
+"""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+
+from .errors import ConfigurationError
+from .main import create_app
+from .process import Child, keep_running
+from .settings import Settings
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 4096
+LAST_GRACE = 1
+"""Seconds that uvicorn gives what is still open after the drain."""
+
+
+class Server(uvicorn.Server):
+    """Drains before it shuts down, and exits 0 when it was asked to end."""
+
+    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        await self._app.state.rowcast.drain()
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()  # or uvicorn raises them again, and exits 143
+
+
+def create_server(settings: Settings) -> Server:
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,  # uvicorn's prints query strings
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=LAST_GRACE,
+        lifespan="on",
+    )
+    return Server(config, app)
+
+
+def check_exposure(settings: Settings) -> None:
+    """Nothing is protected yet: beyond loopback only on request."""
+    loopback = settings.host == "localhost" or settings.host.startswith("127.") or settings.host == "::1"
+    if loopback:
+        return
+    if settings.no_auth:
+        raise ConfigurationError(f"--no-auth works on loopback only, not on {settings.host}")
+    if not settings.insecure:
+        raise ConfigurationError(f"everybody who reaches {settings.host} could read everything: set ROWCAST_INSECURE=1 if that is meant")
+
+
+def serve(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT."""
+    check_exposure(settings)
+    sock = bind(settings.host, settings.port)
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    logger.info("http://%s:%d (pid %d)", shown, port, os.getpid())
+    if settings.workers > 1:
+        if sys.platform == "win32":
+            raise ConfigurationError("workers share a socket, which Windows cannot: start several `rowcast serve` on ports of their own")
+        keep_running([worker(settings, sock) for _ in range(settings.workers)])
+    else:
+        serve_socket(settings, sock)
+
+
+def serve_socket(settings: Settings, sock: socket.socket) -> None:
+    server = create_server(settings)
+    server.run(sockets=[sock])
+    if not server.started:
+        sys.exit(3)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise ConfigurationError(f"cannot bind {host}:{port}: {error.strerror or error}") from None
+    sock.listen(BACKLOG)  # held by us: while a worker starts anew, connections wait instead of being refused
+    return sock
+
+
+def worker(settings: Settings, sock: socket.socket, name: str = "worker") -> Child:
+    """A process of its own on a socket that is ours."""
+    return Child(name, [sys.executable, "-m", "rowcast.cli", "worker", str(sock.fileno())], _environment(settings), [sock.fileno()])
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """Settings as given here, for a process that reads them again."""
+    given = settings.model_dump(exclude_none=True)
+    url = given.pop("database_url")
+    return {"DATABASE_URL": url, **{f"ROWCAST_{name.upper()}": str(value) for name, value in given.items()}}

@@ -1,0 +1,1 @@
+"""How clients are served: one file a transport."""

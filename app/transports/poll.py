@@ -1,0 +1,125 @@
+"""Polling, for whoever cannot stream: the same events by the same cursor."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import sha256
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..database import TROUBLE, explain
+from ..errors import DatabaseUnavailable
+from ..events import Event, Position, Topic, Types
+from ..feed import Feed, Wish
+from ..log import Batch
+from . import query
+
+WAIT_MOST = 30.0
+LOCATE_TIMEOUT = 5.0
+HEADERS = {"Cache-Control": "private, no-cache"}
+
+
+class Waiter:
+    """A poll that waits until there is something for it. It holds no connection and no events."""
+
+    full = False
+
+    def __init__(self, topic: Topic, types: Types, position: Position) -> None:
+        self.topic = topic
+        self.position = position
+        self._types = types
+        self._woken = asyncio.Event()
+        self.ended = False
+
+    async def wait(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._woken.wait(), seconds)
+
+    def deliver(self, event: Event) -> None:
+        if event.type in self._types:
+            self._woken.set()
+
+    def reset(self, reason: str) -> None:
+        self._woken.set()
+
+    def bye(self, retry: int) -> None:
+        self.ended = True
+        self._woken.set()
+
+    def lagged(self) -> None: ...
+    def keep_alive(self) -> None: ...
+
+
+async def session_poll(request: Request) -> Response:
+    """GET /api/poll/{session_id}"""
+    topic, wish = query.session_topic(request), query.wish(request)
+    wait = query.seconds(request, "wait", WAIT_MOST)
+    return _answer(request, await _poll(request.app.state.rowcast.feed, topic, wish, wait))
+
+
+async def _poll(feed: Feed, topic: Topic, wish: Wish, wait: float) -> bytes:
+    deadline = time.monotonic() + wait
+    try:
+        start = await asyncio.wait_for(feed.locate(topic, wish.after, wish.since), LOCATE_TIMEOUT)
+    except TROUBLE as error:
+        raise DatabaseUnavailable(explain(error)) from error
+    if start.lost:
+        return _body(feed, start.position, reset=start.lost)
+    here = feed.cursor(start.position)
+    while True:
+        position = feed.hub.lineage.locate(here)
+        if position is None:
+            return _body(feed, feed.hub.position, reset="epoch")
+        if position < feed.hub.position:
+            batch = await _read(feed, topic, position)
+            if batch.pruned:
+                return _body(feed, feed.hub.position, reset="truncated")
+            here = here._replace(position=batch.position)
+            if events := [event for event in batch.events if event.type in wish.types]:
+                return _body(feed, batch.position, events, more=not batch.complete)
+        elif not await _wait(feed, Waiter(topic, wish.types, position), deadline - time.monotonic()):
+            # Where nothing is new the cursor stays, so that the answer is the same again.
+            return _body(feed, position if feed.stale(start.position) else start.position)
+
+
+async def _read(feed: Feed, topic: Topic, position: Position) -> Batch:
+    try:
+        return await feed.log.read(feed.hub.lineage.epoch, position, feed.hub.position, topic)
+    except TROUBLE as error:
+        raise DatabaseUnavailable(explain(error)) from error
+
+
+async def _wait(feed: Feed, waiter: Waiter, seconds: float) -> bool:
+    """Whether to look again."""
+    if seconds <= 0:
+        return False
+    feed.hub.join(waiter)
+    feed.add(waiter)
+    try:
+        await waiter.wait(seconds)
+    finally:
+        feed.remove(waiter)
+        feed.hub.leave(waiter)
+    return not waiter.ended
+
+
+def _body(feed: Feed, position: Position, events: Sequence[Event] = (), *, more: bool = False, reset: str | None = None) -> bytes:
+    return msgspec.json.encode(
+        {
+            "events": [msgspec.Raw(event.frame("json")) for event in events],
+            "cursor": str(feed.cursor(position)),
+            "more": more,
+            "reset": reset and {"reason": reset},
+        }
+    )
+
+
+def _answer(request: Request, content: bytes) -> Response:
+    etag = f'"{sha256(content).hexdigest()[:16]}"'
+    headers = {**HEADERS, "ETag": etag}
+    if etag in (tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type="application/json", headers=headers)
