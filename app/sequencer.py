@@ -230,6 +230,8 @@ async def prune(log: Log, sequencer: Sequencer, keep: timedelta) -> None:
     while True:
         if sequencer.sequenced != seen or time.monotonic() - last > PRUNE_IDLE_INTERVAL:
             seen, last = sequencer.sequenced, time.monotonic()
-            with suppress(*TROUBLE):
+            try:
                 await log.prune(keep)
+            except TROUBLE as error:
+                logger.warning("pruning: %s", explain(error))
         await asyncio.sleep(PRUNE_INTERVAL)

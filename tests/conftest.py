@@ -17,7 +17,7 @@ import uvloop
 from rowcast import schema
 from rowcast.embedded import EmbeddedPostgres
 
-from .rig import Hub, Writer, on_database
+from .rig import Hub, Stream, Writer, on_database
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,6 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def runner() -> Iterator[asyncio.Runner]:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         yield runner
+        runner.run(Stream.close_all())
 
 
 @pytest.fixture(scope="session")

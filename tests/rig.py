@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -94,7 +94,10 @@ class Seen:
 class Stream:
     """A client of server-sent events over a raw socket, parsing as the HTML standard says."""
 
+    opened: ClassVar[list["Stream"]] = []
+
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        Stream.opened.append(self)
         self._reader = reader
         self._writer = writer
         self.status = 0
@@ -208,6 +211,14 @@ class Stream:
     def abort(self) -> None:
         self._writer.transport.abort()
 
+    @classmethod
+    async def close_all(cls) -> None:
+        """Those that a test left open."""
+        for stream in cls.opened:
+            stream.close()
+        cls.opened.clear()
+        await asyncio.sleep(0)
+
     async def __aenter__(self) -> "Stream":
         return self
 
@@ -239,7 +250,7 @@ class Hub:
         self._server = server.create_server(self.settings)
         self._sock = server.bind("127.0.0.1", 0)
         self._task: asyncio.Task[None] | None = None
-        self.url = "http://127.0.0.1:%d" % self._sock.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._sock.getsockname()[1]}"
 
     @property
     def rowcast(self) -> Rowcast:
@@ -264,8 +275,8 @@ class Hub:
     async def __aexit__(self, *exc: object) -> None:
         await self.stop()
 
-    async def follow(self, session: str, after: str | None = None, **query: str) -> Stream:
-        return await Stream.open(self.sse(session, **query), after)
+    async def follow(self, session: str, last_event_id: str | None = None, **query: str) -> Stream:
+        return await Stream.open(self.sse(session, **query), last_event_id)
 
     def sse(self, session: str, **query: str) -> str:
         return f"{self.url}/api/sse/{session}{_query(query)}"
@@ -302,7 +313,8 @@ class HubProcess:
         return self
 
     async def _read(self) -> None:
-        assert self.process and self.process.stderr
+        assert self.process
+        assert self.process.stderr
         async for line in self.process.stderr:
             text = line.decode().rstrip()
             self.log.append(text)

@@ -27,7 +27,7 @@ BEGIN ATOMIC
              CASE WHEN told.old THEN o.project_id ELSE n.project_id END AS project_id,
              CASE WHEN told.old THEN o.id ELSE n.id END AS id,
              CASE
-               WHEN told.old THEN CASE WHEN n.id IS NULL OR c.moved THEN 'deleted' END
+               WHEN told.old THEN CASE WHEN o.id IS NOT NULL AND (n.id IS NULL OR c.moved) THEN 'deleted' END
                WHEN n.id IS NULL THEN NULL
                WHEN o.id IS NULL OR c.moved THEN 'created'
                WHEN n.status <> o.status AND n.status IN ('completed', 'failed', 'cancelled') THEN n.status

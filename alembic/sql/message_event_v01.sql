@@ -31,7 +31,7 @@ BEGIN ATOMIC
              CASE WHEN told.old THEN o.job_id ELSE n.job_id END AS job_id,
              NOT c.arrived AND c.grew AS grew,
              CASE
-               WHEN told.old THEN CASE WHEN n.id IS NULL OR c.moved THEN 'message.deleted' END
+               WHEN told.old THEN CASE WHEN o.id IS NOT NULL AND (n.id IS NULL OR c.moved) THEN 'message.deleted' END
                WHEN n.id IS NULL THEN NULL
                WHEN c.arrived THEN 'agent.message.appended'
                WHEN n.status <> o.status AND n.status IN ('completed', 'failed') THEN 'message.' || n.status

@@ -20,7 +20,7 @@ BEGIN
   SELECT * INTO STRICT past FROM rowcast.pruned;
   SELECT * INTO STRICT head FROM rowcast.head h ORDER BY h.batch DESC LIMIT 1;
 
-  IF head.low <> past.low THEN
+  IF head.low::text <> past.low::text THEN
     -- What `low` shows has its position; what the last prune's `low` showed is gone already.
     DELETE FROM rowcast.outbox o
      WHERE o.xid >= pg_snapshot_xmax(past.low) AND o.xid < pg_snapshot_xmax(head.low)
@@ -38,7 +38,7 @@ BEGIN
     GET DIAGNOSTICS n = ROW_COUNT;
   END IF;
 
-  IF upto > past.floor OR head.low <> past.low THEN
+  IF upto > past.floor OR head.low::text <> past.low::text THEN
     UPDATE rowcast.pruned SET floor = upto, low = head.low;
   END IF;
   RETURN n;
