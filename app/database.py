@@ -1,6 +1,5 @@
 """Connections to PostgreSQL, and what their errors mean."""
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from sqlalchemy.pool import NullPool
 from .errors import DatabaseUnavailable
 
 CONNECT_TIMEOUT = 5.0
+READ_TIMEOUT = 10.0
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -33,9 +33,14 @@ def explain(error: BaseException) -> str:
     return f"{lines[0]}" if lines else type(error).__name__
 
 
-async def connect(url: str, name: str, **server_settings: str) -> Connection:
+async def connect(url: str, name: str, command_timeout: float | None = None, **server_settings: str) -> Connection:
     """A connection of its own, with keepalives that find a half-open one in seconds instead of hours."""
-    connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT, server_settings={"application_name": name, **server_settings})
+    connection = await asyncpg.connect(
+        url,
+        timeout=CONNECT_TIMEOUT,
+        command_timeout=command_timeout,
+        server_settings={"application_name": name, **server_settings},
+    )
     _keep_alive(connection)
     return connection
 
@@ -51,27 +56,26 @@ def _keep_alive(connection: Connection) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
-async def close(connection: Connection) -> None:
-    """Close in good order if that works at once, else cut."""
-    try:
-        await connection.close(timeout=1)
-    except (*TROUBLE, asyncio.CancelledError):
-        connection.terminate()
-
-
 @asynccontextmanager
-async def connected(url: str, name: str, **server_settings: str) -> AsyncIterator[Connection]:
-    connection = await connect(url, name, **server_settings)
+async def connected(url: str, name: str, command_timeout: float | None = None, **server_settings: str) -> AsyncIterator[Connection]:
+    """A connection for a while. After trouble it is cut: to close it in good order may take for ever then."""
+    connection = await connect(url, name, command_timeout, **server_settings)
     try:
         yield connection
+        await connection.close(timeout=1)
     finally:
-        await close(connection)
+        connection.terminate()
 
 
 def create_pool(url: str, size: int) -> Pool:
     """A pool that opens nothing until it is used, and replaces what breaks."""
     return asyncpg.create_pool(
-        url, min_size=0, max_size=size, timeout=CONNECT_TIMEOUT, command_timeout=30, server_settings={"application_name": "rowcast"}
+        url,
+        min_size=0,
+        max_size=size,
+        timeout=CONNECT_TIMEOUT,
+        command_timeout=READ_TIMEOUT,
+        server_settings={"application_name": "rowcast"},
     )
 
 

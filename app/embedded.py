@@ -73,6 +73,14 @@ class EmbeddedPostgres:
         self._wait(data, port)
         self.url = f"postgresql://postgres:{key.read_text()}@127.0.0.1:{port}/postgres"
 
+    def copy(self, primary: "EmbeddedPostgres") -> None:
+        """Make this one a standby of another that runs, before its first start."""
+        self._bin = self._binaries()
+        self._own(self.folder)
+        key = self.folder / "password"
+        key.write_text((primary.folder / "password").read_text())
+        self._run("pg_basebackup", "-D", self.folder / "data", "-d", primary.url, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync")
+
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """SIGINT ends it in good order, SIGQUIT as a crash would."""
         if self._process is None:
@@ -86,17 +94,22 @@ class EmbeddedPostgres:
         self._process = None
 
     def _initialise(self, data: Path, key: Path) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._own(self.folder)
         if data.exists():
             shutil.rmtree(data)  # initdb was interrupted: it writes PG_VERSION, but not first
+        key.touch(mode=0o600)
+        self._own(key)
         key.write_text(secrets.token_hex(16))
-        if self._user:
-            for path in (self.folder, key):
-                os.chown(path, self._user[0], self._user[1])
-        key.chmod(0o600)
         # A random password needs no stretching: one iteration, and connecting is quick.
         options = ["-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "--auth=scram-sha-256", "-c", "scram_iterations=1"]
         self._run("initdb", "-D", data, f"--pwfile={key}", *options)
+
+    def _own(self, path: Path) -> None:
+        """Make the path, a folder unless it exists, the database user's."""
+        if not path.exists():
+            path.mkdir(parents=True)
+        if self._user:
+            os.chown(path, self._user[0], self._user[1])
 
     def _flags(self) -> list[str]:
         options = {"unix_socket_directories": "", **self._options}

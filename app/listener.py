@@ -14,16 +14,16 @@ from contextlib import suppress
 import msgspec
 
 from . import schema
-from .database import TROUBLE, Connection, close, connect, explain
+from .database import TROUBLE, Connection, connected, explain
 from .errors import DatabaseUnavailable, NotificationsLost, StandbyServer
 from .events import Position, decode_notice
 from .hub import Hub
 from .log import Log, identify
+from .sequencer import DOORBELL_CHANNEL
 
 logger = logging.getLogger(__name__)
 
 CHANNEL = "rowcast"
-DOORBELL_CHANNEL = "rowcast_doorbell"
 BACKOFF_FIRST, BACKOFF_LAST = 0.1, 5.0
 DOUBT_PAUSE = 0.1
 """How long we wait before we ask whether a notification of another epoch was right: anybody can send one."""
@@ -73,19 +73,12 @@ class Listener:
         self.trouble = trouble
 
     async def _connected(self) -> None:
-        connection = await connect(self._url, "rowcast listener")
-        lost = asyncio.Event()
-        connection.add_termination_listener(lambda _: lost.set())
-        try:
+        async with connected(self._url, "rowcast listener") as connection:
+            lost = asyncio.Event()
+            connection.add_termination_listener(lambda _: lost.set())
             await self._listen(connection)
-            tasks = [
-                asyncio.create_task(work, name=f"listener: {name}")
-                for name, work in (
-                    ("heartbeat", self._beat(connection)),
-                    ("log", self._read_behind()),
-                    ("connection", self._end(lost)),
-                )
-            ]
+            work = {"heartbeat": self._beat(connection), "log": self._read_behind(), "connection": self._end(lost)}
+            tasks = [asyncio.create_task(run, name=f"listener: {name}") for name, run in work.items()]
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -94,8 +87,6 @@ class Listener:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        finally:
-            await close(connection)
 
     async def _end(self, lost: asyncio.Event) -> None:
         await lost.wait()

@@ -11,6 +11,7 @@ READ_BYTES = 1_000_000
 """Bounds of one read, so that what a subscriber holds while it catches up is bounded."""
 
 PRUNE_EVENTS = 2000
+PRUNE_TIMEOUT = 300.0
 
 _COLUMNS = "position, type, session_id, project_id, job_id, date_part('epoch', created_at) AS created_at, payload::text"
 
@@ -97,7 +98,7 @@ class Log:
         """Delete what is no longer needed, in small batches; how many events went."""
         total = 0
         while True:
-            n: int = await self._pool.fetchval("SELECT rowcast.prune($1, $2)", keep, PRUNE_EVENTS)
+            n: int = await self._pool.fetchval("SELECT rowcast.prune($1, $2)", keep, PRUNE_EVENTS, timeout=PRUNE_TIMEOUT)
             total += n
             if n < PRUNE_EVENTS:
                 return total

@@ -29,6 +29,8 @@ from .transports.sse import session_stream
 
 logger = logging.getLogger(__name__)
 
+CLOSE_TIMEOUT = 2.0
+
 PAGE = Path(__file__).parent / "console" / "index.html"
 
 
@@ -82,8 +84,12 @@ class Rowcast:
     async def stop(self) -> None:
         await self.drain()
         self.sequencer.stop()
+        await self.supervisor.finish("sequencer", CLOSE_TIMEOUT)
         await self.supervisor.stop()
-        await self.pool.close()
+        try:
+            await asyncio.wait_for(self.pool.close(), CLOSE_TIMEOUT)
+        except TimeoutError:
+            self.pool.terminate()
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import asyncpg
 
-from .database import TROUBLE, Connection, close, connect, explain
+from .database import TROUBLE, Connection, connected, explain
 from .log import Log
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 # Advisory locks; 3 (sequence) and 4 (prune) are taken inside the functions, 5 by migrations.
 SEQUENCER = "7499639, 1"
 DOORBELL = "7499639, 2"
+
+DOORBELL_CHANNEL = "rowcast_doorbell"
 
 FIRST_LIMIT, LAST_LIMIT = 2000, 50_000
 """Rows a call. It grows while calls come back full, or a backlog would take quadratic time."""
@@ -32,7 +34,10 @@ QUIET_ROUNDS, QUIET_WINDOW = 5, 0.1
 POLL_INTERVAL = 0.003
 WITNESS_INTERVAL = 0.02
 SECOND_LOOK = 0.1
-PING_INTERVAL = 1.0
+PING_INTERVAL, PING_TIMEOUT = 1.0, 2.0
+CALL_TIMEOUT = 10.0
+"""After which a connection counts as half open. A call that is too slow for it begins again with FIRST_LIMIT."""
+
 RECONNECT = 0.25
 PRUNE_INTERVAL, PRUNE_IDLE_INTERVAL = 1.0, 60.0
 BELL_PATIENCE = 1.0
@@ -100,17 +105,13 @@ class Sequencer:
                 await asyncio.sleep(RECONNECT)
 
     async def _connected(self) -> None:
-        connection = await connect(self._url, "rowcast sequencer", **SERVER_SETTINGS)
         self.polling, self.witnesses = False, set()
-        try:
+        async with connected(self._url, "rowcast sequencer", CALL_TIMEOUT, **SERVER_SETTINGS) as connection:
             self._rung.set()  # whatever was rung while we were away
             await self._serve(connection)
-        finally:
             if self.polling or self.witnesses:
                 # Another process drains what we would have found.
-                with suppress(*TROUBLE):
-                    await connection.execute(f"SELECT pg_advisory_unlock({DOORBELL}), pg_notify('rowcast_doorbell', '')", timeout=1)
-            await close(connection)
+                await connection.execute(f"SELECT pg_advisory_unlock_all(), pg_notify('{DOORBELL_CHANNEL}', '')")
 
     async def _serve(self, connection: Connection) -> None:
         ticked = time.monotonic()
@@ -119,7 +120,7 @@ class Sequencer:
             rung = await self._sleep(SECOND_LOOK if again else min(PING_INTERVAL, self._tick))
             due = time.monotonic() - ticked >= self._tick
             if not (rung or due or again):
-                await connection.execute("SELECT 1")
+                await connection.execute("SELECT 1", timeout=PING_TIMEOUT)
                 continue
             worked = await self._work(connection, unasked=due)
             again = rung and not worked
@@ -145,17 +146,14 @@ class Sequencer:
             if unasked:
                 await self._drain(connection)
             return False
-        try:
-            if done[1]:
-                await self._drain(connection)
-            while self._rung.is_set() or self._busy():
-                self._rung.clear()
-                await self._drain(connection)
-                if self._busy():
-                    await self._poll(connection)
-        finally:
-            if not connection.is_closed():
-                await connection.execute(f"SELECT pg_advisory_unlock({SEQUENCER})")
+        if done[1]:
+            await self._drain(connection)
+        while self._rung.is_set() or self._busy():
+            self._rung.clear()
+            await self._drain(connection)
+            if self._busy():
+                await self._poll(connection)
+        await connection.execute(f"SELECT pg_advisory_unlock({SEQUENCER})")
         return True
 
     async def _drain(self, connection: Connection) -> None:

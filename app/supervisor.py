@@ -21,6 +21,10 @@ class Supervisor:
     def start(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(self._supervise(name, run), name=name))
 
+    async def finish(self, name: str, seconds: float) -> None:
+        """Wait for a task that was told to end."""
+        await asyncio.wait([task for task in self._tasks if task.get_name() == name], timeout=seconds)
+
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()

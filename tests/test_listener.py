@@ -1,0 +1,261 @@
+"""The LISTEN connection: what it loses, what it finds again."""
+
+import asyncio
+from contextlib import suppress
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+from rowcast import schema
+from rowcast.embedded import EmbeddedPostgres
+
+from .rig import Hub, Writer, get, on_database, until
+
+KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'rowcast listener' AND datname = current_database()"
+
+
+class Wire:
+    """A TCP proxy in front of the database that can go silent without a FIN."""
+
+    def __init__(self, url: str) -> None:
+        self._target = urlsplit(url)
+        self.silent = asyncio.Event()
+        self.connections = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> str:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        userinfo = self._target.netloc.rpartition("@")[0]
+        return urlunsplit(self._target._replace(netloc=f"{userinfo}@127.0.0.1:{port}"))
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        up_reader, up_writer = await asyncio.open_connection(self._target.hostname, self._target.port)
+        cut = asyncio.Event()
+        for source, sink in ((reader, up_writer), (up_reader, writer)):
+            task = asyncio.create_task(self._pump(source, sink, cut))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, cut: asyncio.Event) -> None:
+        try:
+            with suppress(OSError):
+                while data := await source.read(65536):
+                    if self.silent.is_set():
+                        cut.set()
+                    if cut.is_set():
+                        await asyncio.Event().wait()  # swallowed; nobody is told
+                    sink.write(data)
+                    await sink.drain()
+        finally:
+            sink.close()
+
+
+async def test_what_was_written_while_it_was_away_arrives_once_and_in_order(hub: Hub, writer: Writer) -> None:
+    """P2"""
+    session = await writer.session()
+    stream = await hub.follow(session)
+    await stream.until("caught_up")
+    expected = []
+    for round in range(4):
+        await writer.db.execute(KILL)
+        for n in range(20):
+            expected.append(f"{round}.{n}")
+            await writer.message(session, expected[-1])
+        await until(lambda: hub.rowcast.listener.trouble is None)
+    seen = [(await stream.expect("agent.message.appended"))[0].data["message"]["text"] for _ in expected]
+    assert seen == expected
+    assert hub.rowcast.listener.reconnects >= 4
+
+
+async def test_a_half_open_connection_is_found_and_replaced(database: str, writer: Writer) -> None:
+    """P5: within twice the heartbeat, and the stream goes on as if nothing had been."""
+    wire = Wire(database)
+    async with wire as url, Hub(database, listen_url=url, heartbeat=0.5) as hub:
+        session = await writer.session()
+        stream = await hub.follow(session)
+        await stream.until("caught_up")
+        wire.silent.set()
+        before = asyncio.get_running_loop().time()
+        await writer.message(session, "into the void")
+        await until(lambda: hub.rowcast.listener.trouble is not None)
+        assert asyncio.get_running_loop().time() - before < 4 * 0.5
+        wire.silent.clear()
+        (event,) = await stream.expect("agent.message.appended")
+        assert event.data["message"]["text"] == "into the void"
+
+
+async def test_a_lost_notification_costs_latency_and_no_event(hub: Hub, writer: Writer) -> None:
+    session = await writer.session()
+    stream = await hub.follow(session)
+    await stream.until("caught_up")
+    listener, deaf = hub.rowcast.listener, 3
+    heard = listener._on_event
+
+    def lossy(*notification: object) -> None:
+        nonlocal deaf
+        deaf -= 1
+        if deaf < 0:
+            heard(*notification)  # type: ignore[arg-type]
+
+    connection = await _listening(hub)
+    await connection.remove_listener("rowcast", listener._on_event)
+    await connection.add_listener("rowcast", lossy)
+    for n in range(5):
+        await writer.message(session, str(n))
+    seen = [(await stream.expect("agent.message.appended"))[0].data["message"]["text"] for _ in range(5)]
+    assert seen == ["0", "1", "2", "3", "4"]
+
+
+async def _listening(hub: Hub) -> asyncpg.Connection:
+    import gc
+
+    def ours(thing: object) -> bool:
+        return isinstance(thing, asyncpg.Connection) and "rowcast" in thing._listeners
+
+    (connection,) = filter(ours, gc.get_objects())
+    return connection
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "",
+        "not json",
+        "[]",
+        '{"epoch": 1}',
+        '{"epoch": "00000000", "position": 1, "payload": {}}',
+        '{"epoch": "EPOCH", "upto": 1000000}',
+        '{"epoch": "EPOCH", "position": 999999, "type": "x"}',
+        '{"epoch": "EPOCH", "position": -5, "type": "x", "payload": {}}',
+    ],
+)
+async def test_a_notification_that_is_not_ours_changes_nothing(hub: Hub, writer: Writer, forged: str) -> None:
+    session = await writer.session()
+    stream = await hub.follow(session)
+    await stream.until("caught_up")
+    await writer.message(session, "before")
+    await writer.db.execute("SELECT pg_notify('rowcast', $1)", forged.replace("EPOCH", hub.rowcast.hub.lineage.epoch))
+    await writer.message(session, "after")
+    seen = [(await stream.expect("agent.message.appended"))[0].data["message"]["text"] for _ in range(2)]
+    assert seen == ["before", "after"]
+
+
+async def test_a_new_identity_resets_who_is_connected_and_who_comes_back(hub: Hub, writer: Writer) -> None:
+    """P16: the log is that of another database now."""
+    session = await writer.session()
+    stream = await hub.follow(session)
+    await stream.until("caught_up")
+    await writer.message(session, "of the old log")
+    (old,) = await stream.expect("agent.message.appended")
+    await writer.db.execute("UPDATE rowcast.epoch SET epoch = '00000000'")  # an update changes xmin, as a restore does
+    await writer.message(session, "of the new log")
+    (reset,) = await stream.expect("reset")
+    assert reset.data["reason"] == "epoch"
+    await until(lambda: hub.rowcast.trouble is None)
+    await writer.message(session, "live")
+    assert (await stream.until("agent.message.appended"))[-1].data["message"]["text"] == "live"
+    async with await hub.follow(session, old.id) as again:
+        connected, reset, _ = await again.expect("connected", "reset", "caught_up")
+        assert (connected.data["reason"], reset.data["reason"]) == ("reset", "epoch")
+
+
+async def test_a_database_that_is_not_there_is_waited_for(database: str, writer: Writer) -> None:
+    name = database.rpartition("/")[2]
+    gone = database.rpartition("/")[0] + f"/{name}_later"
+    hub = Hub(gone)
+    await hub.start(ready=False)
+    try:
+        assert (await get(f"{hub.url}/livez"))[0] == 200
+        status, _, body = await get(f"{hub.url}/readyz")
+        assert status == 503
+        assert b"does not exist" in body or b"not connected yet" in body
+        stream = await hub.follow("early")
+        assert stream.status == 200
+        assert (await stream.line() or "").startswith("retry: ")  # at once
+        status, _, body = await get(f"{hub.url}/api/poll/early")
+        assert status == 503
+        await on_database(database.rpartition("/")[0] + "/postgres", f"CREATE DATABASE {name}_later")
+        await until(lambda: "rowcast migrate up" in (hub.rowcast.trouble or ""))
+        await schema.migrate(gone, "head")
+        await until(lambda: hub.rowcast.trouble is None)
+        await stream.expect("connected", "caught_up")
+    finally:
+        await hub.stop()
+        await on_database(database.rpartition("/")[0] + "/postgres", f"DROP DATABASE IF EXISTS {name}_later WITH (FORCE)")
+
+
+async def test_notifications_that_never_arrive_name_the_pooler(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P6, as far as the message: LISTEN goes to one session, and what we NOTIFY ourselves is not heard."""
+    original = asyncpg.Connection.add_listener
+
+    async def deaf(self: asyncpg.Connection, channel: str, callback: object) -> None:
+        await original(self, channel if not channel.startswith("rowcast_beat") else "elsewhere", callback)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(asyncpg.Connection, "add_listener", deaf)
+    hub = Hub(database, heartbeat=0.2)
+    await hub.start(ready=False)
+    await until(lambda: "ROWCAST_LISTEN_URL" in (hub.rowcast.trouble or ""))
+    await hub.stop()
+
+
+async def test_one_log_line_a_change_of_state(hub: Hub, writer: Writer, database: str, caplog: pytest.LogCaptureFixture) -> None:
+    """P18"""
+    await writer.db.execute(f'ALTER ROLE CURRENT_USER IN DATABASE "{database.rpartition("/")[2]}" SET search_path = public')
+    await writer.db.execute("ALTER TABLE rowcast.alembic_version RENAME TO hidden")
+    caplog.clear()
+    before = hub.rowcast.listener.reconnects
+    await writer.db.execute(KILL)
+    await until(lambda: hub.rowcast.listener.reconnects > before + 3)
+    await writer.db.execute("ALTER TABLE rowcast.hidden RENAME TO alembic_version")
+    await until(lambda: hub.rowcast.listener.trouble is None)
+    lines = [record.getMessage() for record in caplog.records if record.name == "rowcast.listener"]
+    assert len(lines) <= 3, lines
+
+
+async def test_a_standby_is_waited_for_and_its_promotion_goes_on(tmp_path_factory: pytest.TempPathFactory, server_url: str) -> None:
+    """P18 and P16: a real replica. Cursors of the old epoch up to its start stay valid, above it they do not."""
+    folder = tmp_path_factory.mktemp("replication")
+    with EmbeddedPostgres(folder / "primary", max_wal_senders="3") as primary:
+        await schema.migrate(primary.url, "head")
+        async with Hub(primary.url) as hub:
+            connection = await asyncpg.connect(primary.url)
+            writer = Writer(connection)
+            session = await writer.session()
+            await writer.message(session, "before")
+            await until(lambda: hub.rowcast.hub.position == 1)
+            cursor = str(hub.rowcast.feed.cursor(hub.rowcast.hub.position))
+            standby = EmbeddedPostgres(folder / "standby", hot_standby="on")
+            standby.copy(primary)
+            await writer.message(session, "never replicated")
+            await until(lambda: hub.rowcast.hub.position == 2)
+            lost = str(hub.rowcast.feed.cursor(hub.rowcast.hub.position))
+            await connection.close()
+    with standby:
+        hub = Hub(standby.url)
+        await hub.start(ready=False)
+        await until(lambda: "replica" in (hub.rowcast.trouble or ""))
+        await on_database(standby.url, "SELECT pg_promote()")
+        await until(lambda: hub.rowcast.trouble is None)
+        connection = await asyncpg.connect(standby.url)
+        writer = Writer(connection)
+        async with await hub.follow(session, cursor) as stream:
+            connected, _ = await stream.expect("connected", "caught_up")
+            assert connected.data["resumed"] is True
+            assert connected.id is not None
+            assert connected.id.partition("-")[0] != cursor.partition("-")[0]
+            await writer.message(session, "after")
+            (event,) = await stream.expect("agent.message.appended")
+            assert event.data["message"]["text"] == "after"
+        async with await hub.follow(session, lost) as stream:
+            connected, reset, _ = await stream.expect("connected", "reset", "caught_up")
+            assert reset.data["reason"] == "epoch"
+        await connection.close()
+        await hub.stop()
