@@ -316,7 +316,8 @@ class Feed:
             client.bye(self.retry())
         if self._clients:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._emptied.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._emptied.wait()
 
     async def locate(self, topic: Topic, after: Cursor | None, since: From) -> Start:
         """Where a client begins. Waits until the hub knows its log."""

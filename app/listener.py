@@ -109,7 +109,8 @@ class Listener:
         self._heard.clear()
         await connection.execute("SELECT pg_notify($1, '')", self._beat_channel, timeout=self._heartbeat)
         try:
-            await asyncio.wait_for(self._heard.wait(), self._heartbeat)
+            async with asyncio.timeout(self._heartbeat):
+                await self._heard.wait()
         except TimeoutError:
             raise NotificationsLost(" ".join((NotificationsLost.__doc__ or "").split())) from None
 
@@ -123,7 +124,8 @@ class Listener:
     async def _beat(self, connection: Connection) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._doubt.wait(), self._heartbeat)
+                async with asyncio.timeout(self._heartbeat):
+                    await self._doubt.wait()
                 await asyncio.sleep(DOUBT_PAUSE)
             self._doubt.clear()
             await self._probe(connection)

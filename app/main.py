@@ -87,7 +87,8 @@ class Rowcast:
         await self.supervisor.finish("sequencer", CLOSE_TIMEOUT)
         await self.supervisor.stop()
         try:
-            await asyncio.wait_for(self.pool.close(), CLOSE_TIMEOUT)
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self.pool.close()
         except TimeoutError:
             self.pool.terminate()
 

@@ -131,7 +131,8 @@ class Sequencer:
     async def _sleep(self, seconds: float) -> bool:
         """Whether the bell was rung before the time was over."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._rung.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._rung.wait()
         return self._rung.is_set()
 
     async def _work(self, connection: Connection, unasked: bool) -> bool:

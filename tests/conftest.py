@@ -7,7 +7,7 @@ the embedded one.
 import asyncio
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -32,11 +32,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     runner: asyncio.Runner = pyfuncitem.funcargs["runner"]  # type: ignore[assignment]
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    runner.run(asyncio.wait_for(pyfuncitem.obj(**arguments), TEST_TIMEOUT))
+    runner.run(limited(pyfuncitem.obj(**arguments)))
     return True
 
 
-TEST_TIMEOUT = 240.0
+TEST_TIMEOUT = 120.0
+
+
+async def limited(test: Coroutine[None, None, None]) -> None:
+    async with asyncio.timeout(TEST_TIMEOUT):
+        await test
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -117,11 +117,14 @@ class Stream:
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         header = f"Last-Event-ID: {after}\r\n" if after else ""
         writer.write(f"{method} {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept: text/event-stream\r\n{header}\r\n".encode())
-        await writer.drain()
-        stream.status = int((await reader.readline()).split()[1])
-        while line := (await reader.readline()).decode().strip():
-            name, _, value = line.partition(":")
-            stream.headers[name.lower()] = value.strip()
+        try:
+            stream.status = int((await reader.readline()).split()[1])
+            while line := (await reader.readline()).decode().strip():
+                name, _, value = line.partition(":")
+                stream.headers[name.lower()] = value.strip()
+        except BaseException:
+            stream.abort()
+            raise
         return stream
 
     async def chunk(self) -> bytes:
@@ -153,7 +156,8 @@ class Stream:
 
     async def next(self, patience: float = PATIENCE) -> Seen | None:
         """The next event, or None at the end of the stream."""
-        return await asyncio.wait_for(self._next(), patience)
+        async with asyncio.timeout(patience):
+            return await self._next()
 
     async def _next(self) -> Seen | None:
         type, data = "message", []
@@ -233,8 +237,10 @@ async def get(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
     target = parts.path + (f"?{parts.query}" if parts.query else "")
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
     writer.write(f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n{lines}\r\n".encode())
-    head, _, body = (await asyncio.wait_for(reader.read(), 60)).partition(b"\r\n\r\n")
-    writer.close()
+    try:
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
     first, *rest = head.decode().split("\r\n")
     return int(first.split()[1]), {line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in rest}, body
 

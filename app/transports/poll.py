@@ -36,7 +36,8 @@ class Waiter:
 
     async def wait(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
 
     def deliver(self, event: Event) -> None:
         if event.type in self._types:
@@ -63,7 +64,8 @@ async def session_poll(request: Request) -> Response:
 async def _poll(feed: Feed, topic: Topic, wish: Wish, wait: float) -> bytes:
     deadline = time.monotonic() + wait
     try:
-        start = await asyncio.wait_for(feed.locate(topic, wish.after, wish.since), LOCATE_TIMEOUT)
+        async with asyncio.timeout(LOCATE_TIMEOUT):
+            start = await feed.locate(topic, wish.after, wish.since)
     except TROUBLE as error:
         raise DatabaseUnavailable(explain(error)) from error
     if start.lost:
