@@ -29,6 +29,8 @@ def explain(error: BaseException) -> str:
     """One line for a person, without a password."""
     if isinstance(error, TimeoutError):
         return "the database does not answer"
+    if isinstance(error, asyncpg.InternalClientError):
+        return "the connection was lost in the middle of a call"
     lines = str(error).strip().splitlines()
     return f"{lines[0]}" if lines else type(error).__name__
 

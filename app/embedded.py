@@ -93,6 +93,11 @@ class EmbeddedPostgres:
             self._process.wait()
         self._process = None
 
+    def remove(self) -> None:
+        """End it, and delete what it held."""
+        self.stop(signal.SIGQUIT)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def _initialise(self, data: Path, key: Path) -> None:
         self._own(self.folder)
         if data.exists():

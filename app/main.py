@@ -116,7 +116,7 @@ async def readyz(request: Request) -> Response:
 
 
 async def page(request: Request) -> Response:
-    return FileResponse(PAGE)
+    return FileResponse(PAGE, headers={"Cache-Control": "no-cache"})
 
 
 async def on_rowcast_error(request: Request, error: Exception) -> Response:
@@ -140,8 +140,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
     """A Starlette application; while it runs, `app.state.rowcast` is the process behind it."""
     app = Starlette(
         routes=[
-            Route("/api/sse/{session_id}", session_stream),
-            Route("/api/poll/{session_id}", session_poll),
+            Route("/api/sse/{session_id:path}", session_stream),
+            Route("/api/poll/{session_id:path}", session_poll),
             Route("/livez", livez),
             Route("/readyz", readyz),
             Route("/", page),

@@ -56,6 +56,7 @@ def keep_running(children: Sequence[Child], on_start: Callable[[Child], None] = 
     def stop(signum: int, frame: object) -> None:
         nonlocal stopping
         stopping = True
+        logger.info("%s: ending", signal.Signals(signum).name)
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, stop)

@@ -15,9 +15,8 @@ import asyncpg
 import pytest
 import uvloop
 from rowcast import schema
-from rowcast.embedded import EmbeddedPostgres
 
-from .rig import Hub, Stream, Writer, on_database
+from .rig import Hub, Stream, Writer, on_database, postgres
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,7 +66,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with PostgresContainer("postgres:18-alpine", driver=None) as container:
             yield container.get_connection_url()
     else:
-        with EmbeddedPostgres(tmp_path_factory.mktemp("postgres") / "server", **QUICK) as server:
+        with postgres(tmp_path_factory.mktemp("postgres") / "server", **QUICK) as server:
             yield server.url
 
 

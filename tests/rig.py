@@ -5,18 +5,32 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
 from rowcast import server
+from rowcast.embedded import EmbeddedPostgres
 from rowcast.main import Rowcast
 from rowcast.settings import Settings
 
 PATIENCE = 20.0
+
+
+@contextmanager
+def postgres(folder: Path, **options: str) -> Iterator[EmbeddedPostgres]:
+    """A private server that leaves nothing behind."""
+    server = EmbeddedPostgres(folder, **options)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
 
 
 async def on_database(url: str, *statements: str) -> None:

@@ -22,6 +22,7 @@ from rowcast import schema
 from rowcast.embedded import EmbeddedPostgres
 
 from .rig import HubProcess, Stream, get, until
+from .rig import postgres as private
 
 SESSIONS = 4
 WRITERS = 6
@@ -244,7 +245,7 @@ async def test_every_view_equals_the_log_and_the_log_the_rows(
     seed = random.randrange(10**6) if seed is None else seed
     print(f"seed {seed}")
     dice = random.Random(seed)
-    with EmbeddedPostgres(tmp_path_factory.mktemp("chaos") / "server", max_connections="60") as postgres:
+    with private(tmp_path_factory.mktemp("chaos") / "server", max_connections="60") as postgres:
         await schema.migrate(postgres.url, "head")
         db = await asyncpg.connect(postgres.url)
         sessions = [str(await db.fetchval("INSERT INTO session DEFAULT VALUES RETURNING id")) for _ in range(SESSIONS)]

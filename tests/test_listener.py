@@ -9,7 +9,7 @@ import pytest
 from rowcast import schema
 from rowcast.embedded import EmbeddedPostgres
 
-from .rig import Hub, Writer, get, on_database, until
+from .rig import Hub, Writer, get, on_database, postgres, until
 
 KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'rowcast listener' AND datname = current_database()"
 
@@ -223,7 +223,7 @@ async def test_one_log_line_a_change_of_state(hub: Hub, writer: Writer, database
 async def test_a_standby_is_waited_for_and_its_promotion_goes_on(tmp_path_factory: pytest.TempPathFactory, server_url: str) -> None:
     """P18 and P16: a real replica. Cursors of the old epoch up to its start stay valid, above it they do not."""
     folder = tmp_path_factory.mktemp("replication")
-    with EmbeddedPostgres(folder / "primary", max_wal_senders="3") as primary:
+    with postgres(folder / "primary", max_wal_senders="3") as primary:
         await schema.migrate(primary.url, "head")
         async with Hub(primary.url) as hub:
             connection = await asyncpg.connect(primary.url)
@@ -238,6 +238,13 @@ async def test_a_standby_is_waited_for_and_its_promotion_goes_on(tmp_path_factor
             await until(lambda: hub.rowcast.hub.position == 2)
             lost = str(hub.rowcast.feed.cursor(hub.rowcast.hub.position))
             await connection.close()
+    try:
+        await promote(standby, session, cursor, lost)
+    finally:
+        standby.remove()
+
+
+async def promote(standby: EmbeddedPostgres, session: str, cursor: str, lost: str) -> None:
     with standby:
         hub = Hub(standby.url)
         await hub.start(ready=False)

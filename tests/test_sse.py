@@ -220,6 +220,12 @@ async def test_a_session_that_does_not_exist_yet_streams_and_waits(hub: Hub, wri
         await stream.expect("x.y")
 
 
+async def test_an_id_may_hold_a_slash(hub: Hub, writer: Writer) -> None:
+    async with await hub.follow("team%2Fchat%201") as stream:
+        (connected, _) = await stream.expect("connected", "caught_up")
+        assert connected.data["session_id"] == "team/chat 1"
+
+
 @pytest.mark.parametrize(
     ("path", "parameter"),
     [

@@ -1,0 +1,113 @@
+"""Breaks each invariant on purpose, and sees a test fail: `make mutants`, or with names, `tests/mutants.py floor lagged`.
+
+Each mutant is one replacement in a copy of the tree. One that survives is an error, as is one whose text
+is not there any more. What was caught by which test is recorded in README.md beside this file.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SQL = "alembic/sql/"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    invariant: int
+    """Which of the design's it breaks."""
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant("moved", 1, SQL + "message_event_v01.sql", "(n.id IS NULL OR c.moved)", "n.id IS NULL", "test_capture"),
+    Mutant("heartbeat", 1, SQL + "job_event_v01.sql", "o.cancel_requested_at) THEN", "o.cancel_requested_at) OR true THEN", "test_capture"),
+    Mutant("full join", 1, SQL + "capture_message_v01.sql", "FULL JOIN", "JOIN", "test_capture"),
+    Mutant(">= for >", 1, SQL + "sequence_v01.sql", "o.xid >= pg_snapshot_xmax(head.low)", "o.xid > pg_snapshot_xmax(head.low)", "test_sequence"),
+    Mutant("running", 1, SQL + "sequence_v01.sql", "o.xid = running\n", "o.xid = running AND false\n", "test_sequence"),
+    Mutant("visible", 1, SQL + "sequence_v01.sql", "o.xid < pg_snapshot_xmax(bound.high)\n       AND pg_visible_in_snapshot(o.xid, bound.high) AND o.id > head.last_id", "o.id > head.last_id", "test_sequence"),
+    Mutant("forget high", 1, SQL + "sequence_v01.sql", "coalesce(head.high, pg_current_snapshot())", "pg_current_snapshot()", "test_sequence"),
+    Mutant("forget last_id", 1, SQL + "sequence_v01.sql", "head.low, bound, last)", "head.low, bound, 0)", "test_sequence"),
+    Mutant("more", 1, SQL + "sequence_v01.sql", "n = max_rows OR head.high IS NOT NULL;", "n = max_rows;", "test_sequence test_sequencer"),
+    Mutant("order", 2, SQL + "sequence_v01.sql", "row_number() OVER (ORDER BY id)", "row_number() OVER (ORDER BY xid DESC, id)", "test_sequence"),
+    Mutant("no lock", 2, SQL + "sequence_v01.sql", "  PERFORM pg_advisory_xact_lock(7499639, 3);\n", "", "test_sequence test_sequencer"),
+    Mutant("asynchronous", 3, SQL + "sequence_v01.sql", "PERFORM set_config('synchronous_commit', 'on', true);", "", "test_sequence"),
+    Mutant("index", 5, SQL + "sequence_v01.sql", "SET enable_seqscan = off\nSET enable_bitmapscan = off\n", "", "test_sequence"),
+    Mutant("any plan", 4, SQL + "capture_message_v01.sql", "SET enable_seqscan = off -- or a plan made when session was small stays\n", "", "test_capture"),
+    Mutant("characters", 1, SQL + "envelope_v01.sql", "octet_length(whole) < 8000", "length(whole) < 8000", "test_sequence"),
+    Mutant("copies", 3, SQL + "is_ours_v01.sql", "SELECT xmin = stamp::xid AND", "SELECT", "test_sequence"),
+    Mutant("adopt twice", 1, SQL + "adopt_v01.sql", "WHERE NOT EXISTS (SELECT FROM rowcast.event e WHERE e.outbox_id = t.id)", "", "test_sequence"),
+    Mutant("prune too much", 1, SQL + "prune_v01.sql", "pg_visible_in_snapshot(o.xid, head.low);\n    DELETE FROM rowcast.outbox o\n     USING", "true;\n    DELETE FROM rowcast.outbox o\n     USING", "test_sequence"),
+    Mutant("prune the young", 3, SQL + "prune_v01.sql", "(WHERE e.created_at >= now() - keep) - 1", "(WHERE e.created_at >= now() - keep)", "test_sequence"),
+    Mutant("invoker", 4, SQL + "capture_message_v01.sql", "plpgsql SECURITY DEFINER", "plpgsql", "test_capture"),
+    Mutant("size", 4, SQL + "fit_v01.sql", "CASE WHEN octet_length(t) <= 16777216 THEN t END", "t", "test_capture"),
+    Mutant("loud bell", 4, SQL + "ring_v01.sql", "IF (CASE WHEN pg_try_advisory_lock_shared(7499639, 2) THEN pg_advisory_unlock_shared(7499639, 2) END)", "IF true", "test_sequencer"),
+    Mutant("no witnesses", 1, "app/sequencer.py", "self.witnesses = await self._holders(connection)", "self.witnesses = set()", "test_sequencer"),
+    Mutant("no second look", 1, "app/sequencer.py", "again = rung and not worked", "again = False", "test_sequencer"),
+    Mutant("no last ring", 1, "app/sequencer.py", "if self.polling or self.witnesses:\n                #", "if False:\n                #", "test_sequencer"),
+    Mutant("flag cleared late", 1, "app/sequencer.py", "            if not done[1]:\n                return\n", "            if not done[1]:\n                self._rung.clear()\n                return\n", "test_sequencer"),
+    Mutant("any position", 2, "app/listener.py", "notice.event() if notice.position == self._hub.position + 1 else None", "notice.event()", "test_listener"),
+    Mutant("live before read", 2, "app/listener.py", "        self._reading = True  # what is heard from here on waits for the log to be read\n", "        self._reading = False\n", "test_listener"),
+    Mutant("deaf connection", 2, "app/listener.py", "                async with asyncio.timeout(self._heartbeat):\n                    await self._doubt.wait()", "                await self._doubt.wait()", "test_listener"),
+    Mutant("publish twice", 3, "app/hub.py", "if subscriber.position >= event.position:", "if subscriber.position > event.position:", "test_sse test_hub"),
+    Mutant("lagged skips", 3, "app/hub.py", "subscriber.position = self.position\n", "subscriber.position = event.position\n", "test_sse"),
+    Mutant("live too early", 3, "app/feed.py", "elif position < hub.position:", "elif position < hub.position - 1:", "test_sse test_hub"),
+    Mutant("live too late", 3, "app/feed.py", "        follower.live()\n        hub.join(follower)\n", "        follower.live()\n        asyncio.get_running_loop().call_soon(hub.join, follower)\n", "test_hub test_sse"),
+    Mutant("id of the head", 3, "app/feed.py", "        self._greeted = True\n        cursor = self._feed.cursor(self.position)", "        self._greeted = True\n        cursor = self._feed.cursor(self._feed.hub.position)", "test_sse"),
+    Mutant("read again", 3, "app/log.py", "WHERE position > $1 AND", "WHERE position >= $1 AND", "test_sse"),
+    Mutant("floor", 3, "app/log.py", 'if rows[0]["floor"] > after:', "if False:", "test_sse"),
+    Mutant("epochs", 3, "app/events.py", "if following is None or cursor.position <= following.position", "if True", "test_listener"),
+    Mutant("ahead", 3, "app/feed.py", "if position > hub.position and position >", "if False and position >", "test_sse"),
+    Mutant("no bound", 5, "app/hub.py", "if subscriber.full:", "if False:", "test_sse"),
+    Mutant("connections", 6, "app/database.py", "max_size=size", "max_size=100", "test_sse"),
+]  # fmt: skip
+
+
+def survives(mutant: Mutant, copy: Path) -> str | None:
+    """The first test that fails, or None if all pass."""
+    path = copy / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        sys.exit(f"{mutant.name}: {mutant.file} holds its text {text.count(mutant.old)} times")
+    path.write_text(text.replace(mutant.old, mutant.new))
+    try:
+        files = [f"tests/{name}.py" for name in mutant.tests.split()]
+        environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", *files]
+        try:
+            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=600)
+        except subprocess.TimeoutExpired:
+            return "(it hung)"
+        found = re.search(r"^(?:FAILED|ERROR) tests/(\S+?)(?: - .*)?$", done.stdout, re.M)
+        return None if done.returncode == 0 else found[1] if found else f"(exit {done.returncode})"
+    finally:
+        path.write_text(text)
+
+
+def main() -> None:
+    chosen = [m for m in MUTANTS if not sys.argv[1:] or m.name in sys.argv[1:]]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "tree"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", ".rowcast", "__pycache__", ".hypothesis"))
+        (copy / "rowcast").symlink_to("app")
+        Path(folder).chmod(0o755)
+        for mutant in chosen:
+            caught = survives(mutant, copy)
+            survivors += caught is None
+            print(f"| {mutant.invariant} | {mutant.name} | {'**survives**' if caught is None else f'`{caught}`'} |", flush=True)
+    print(f"{len(chosen) - survivors} caught, {survivors} survive")
+    sys.exit(bool(survivors))
+
+
+if __name__ == "__main__":
+    main()

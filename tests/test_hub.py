@@ -1,0 +1,215 @@
+"""Publishing and the switch to live, step by step, without a database."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from rowcast.events import Cursor, Event, Lineage, Position, Topic, Types
+from rowcast.feed import AsgiSink, Feed, Follower, Wish
+from rowcast.hub import Hub
+from rowcast.log import Batch, Bounds
+
+TOPIC = Topic("session", "s")
+EPOCH = "0000abcd"
+
+
+def event(position: int, session: str = "s", project: str | None = None) -> Event:
+    return Event(Cursor(EPOCH, Position(position)), "x.y", session, project, None, 0.0, b"{}")
+
+
+class Shelf:
+    """A log of events in memory that a test can stop in the middle of a read."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.reads = 0
+        self.during_read: Any = None
+
+    async def read(self, epoch: str, after: Position, upto: Position, topic: Topic | None = None) -> Batch:
+        self.reads += 1
+        found = [e for e in self.events if after < e.position <= upto]
+        await asyncio.sleep(0)
+        if self.during_read:
+            self.during_read()
+        return Batch(found, upto, complete=True, pruned=False)
+
+    async def bounds(self) -> Bounds:
+        return Bounds(Position(0), self.events[-1].position if self.events else Position(0))
+
+
+class World:
+    def __init__(self, limit: int = 10**6) -> None:
+        self.hub, self.shelf = Hub(), Shelf()
+        self.feed = Feed(self.hub, self.shelf, timedelta(minutes=5), 100, 1.0)  # type: ignore[arg-type]
+        self.hub.identify(Lineage([Cursor(EPOCH, Position(0))]), Position(0))
+        self.limit = limit
+
+    def publish(self, *positions: int) -> None:
+        for position in positions:
+            self.shelf.events.append(event(position))
+            self.hub.publish(self.shelf.events[-1])
+
+    def follow(self, after: int) -> Follower:
+        sink = AsgiSink(self.limit)
+        follower = Follower(self.feed, TOPIC, Wish(after=Cursor(EPOCH, Position(after))), sink)
+        self.feed.add(follower)
+        follower.open()
+        return follower
+
+
+def told(follower: Follower) -> list[str]:
+    sink = follower.sink
+    assert isinstance(sink, AsgiSink)
+    lines = b"".join(sink._pending).decode().split("\n")
+    ids = [line.partition("-")[2] for line in lines if line.startswith("id: ")]
+    types = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    return [id for id, type in zip(ids, types, strict=True) if type == "x.y"]
+
+
+async def take(follower: Follower, seen: list[str]) -> None:
+    """As the server would: take whatever there is."""
+    async for chunk in follower.sink:  # type: ignore[attr-defined]
+        blocks = chunk.decode().split("\n\n")
+        seen += [b.partition("-")[2].split("\n")[0] for b in blocks if "event: x.y" in b]
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_what_is_published_while_it_catches_up_comes_once() -> None:
+    world = World()
+    world.publish(*range(1, 11))
+    more = iter(range(11, 16))
+    world.shelf.during_read = lambda: [world.publish(n) for n in [next(more, None)] if n]
+    follower = world.follow(after=4)
+    seen: list[str] = []
+    taking = asyncio.create_task(take(follower, seen))
+    await settle()
+    world.publish(16, 17)
+    await settle()
+    assert seen == [str(n) for n in range(5, 18)]
+    follower.gone()
+    await taking
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_the_switch_to_live_has_no_gap_whenever_it_happens(turns: int) -> None:
+    """An event is published after every possible number of turns of the loop."""
+    world = World()
+    world.publish(1, 2, 3)
+    follower = world.follow(after=0)
+    seen: list[str] = []
+    taking = asyncio.create_task(take(follower, seen))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    world.publish(4)
+    await asyncio.sleep(0)
+    world.publish(5)
+    await settle()
+    assert seen == ["1", "2", "3", "4", "5"]
+    follower.gone()
+    await taking
+
+
+async def test_one_that_read_ahead_of_the_hub_gets_nothing_twice() -> None:
+    """Another process told it of events that this one has not been notified of yet."""
+    world = World()
+    world.publish(1, 2)
+    world.shelf.events += [event(3), event(4)]
+    follower = world.follow(after=4)
+    await settle()
+    assert world.hub.is_live(follower)
+    world.hub.publish(world.shelf.events[2])
+    world.hub.publish(world.shelf.events[3])
+    world.publish(5)
+    assert told(follower) == ["5"]
+    follower.gone()
+
+
+async def test_one_that_is_full_leaves_and_comes_back_without_a_gap() -> None:
+    world = World(limit=300)
+    follower = world.follow(after=0)
+    seen: list[str] = []
+    await settle()
+    world.publish(*range(1, 50))  # nobody takes anything
+    assert not world.hub.is_live(follower)
+    assert follower.sink._buffered < 300 + 100  # type: ignore[attr-defined]
+    taking = asyncio.create_task(take(follower, seen))
+    await settle()
+    assert world.hub.is_live(follower)
+    world.publish(50)
+    await settle()
+    assert seen == [str(n) for n in range(1, 51)]
+    follower.gone()
+    await taking
+
+
+async def test_an_event_of_two_topics_comes_once() -> None:
+    world = World()
+    follower = world.follow(after=0)
+    await settle()
+    world.hub.publish(event(1, "s", "p"))
+    assert told(follower) == ["1"]
+    follower.gone()
+
+
+async def test_publishing_survives_followers_that_leave_meanwhile() -> None:
+    world = World()
+    first, second = world.follow(after=0), world.follow(after=0)
+    await settle()
+    first.deliver = lambda event: (second.gone(), first.gone())  # type: ignore[method-assign, assignment]
+    second.deliver = lambda event: (first.gone(), second.gone())  # type: ignore[method-assign, assignment]
+    world.publish(1)
+    assert not world.hub._live
+
+
+async def test_a_promotion_goes_on_and_a_restore_starts_anew() -> None:
+    world = World()
+    follower = world.follow(after=0)
+    await settle()
+    world.publish(1, 2)
+    old = Cursor(EPOCH, Position(0))
+    world.hub.identify(Lineage([old, Cursor("0000beef", Position(2))]), Position(2))
+    assert b"event: reset" not in b"".join(follower.sink._pending)  # type: ignore[attr-defined]
+    world.hub.identify(Lineage([Cursor("0000cafe", Position(7))]), Position(7))
+    assert b'event: reset\ndata: {"reason":"epoch","cursor":"0000cafe-7"}' in b"".join(follower.sink._pending)  # type: ignore[attr-defined]
+    follower.gone()
+
+
+def test_lineage() -> None:
+    lineage = Lineage([Cursor("0000000a", Position(0)), Cursor("0000000b", Position(10)), Cursor("0000000c", Position(20))])
+    found = {
+        ("0000000a", 10): 10,
+        ("0000000a", 11): None,
+        ("0000000b", 20): 20,
+        ("0000000b", 21): None,
+        ("0000000c", 99): 99,
+        ("0000000d", 1): None,
+    }
+    for (epoch, position), wanted in found.items():
+        assert lineage.locate(Cursor(epoch, Position(position))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "type", "wanted"),
+    [
+        ("*", "a.b", True),
+        ("message.*", "message.delta", True),
+        ("message.*", "messages.delta", False),
+        ("a.b", "a.b", True),
+        ("a.b", "a.b.c", False),
+        ("a.b,c.*", "c.d.e", True),
+        ("c.*", "c", False),
+    ],
+)
+def test_types(text: str, type: str, wanted: bool) -> None:
+    assert (type in Types(text)) is wanted
+
+
+def test_things_say_what_they_are() -> None:
+    world = World()
+    assert repr(world.hub) == "<Hub at 0, 0 topics, 0 live>"
+    assert repr(world.feed) == "<Feed 0 clients>"
