@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
@@ -136,12 +137,21 @@ async def on_bug(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "internal error"}, 500)
 
 
+class IdConvertor(StringConvertor):
+    """An id as Topic allows it, or not: it may hold a slash, and what is wrong with it gets 400, not 404."""
+
+    regex = r"(?s:.*)"
+
+
+register_url_convertor("id", IdConvertor())
+
+
 def create_app(settings: Settings | None = None) -> Starlette:
     """A Starlette application; while it runs, `app.state.rowcast` is the process behind it."""
     app = Starlette(
         routes=[
-            Route("/api/sse/{session_id:path}", session_stream),
-            Route("/api/poll/{session_id:path}", session_poll),
+            Route("/api/sse/{session_id:id}", session_stream),
+            Route("/api/poll/{session_id:id}", session_poll),
             Route("/livez", livez),
             Route("/readyz", readyz),
             Route("/", page),
