@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -137,11 +137,7 @@ def tail(
 @app.command()
 def doctor() -> None:
     """Look at the database and name what is wrong."""
-    configured = settings.load()
-    try:
-        findings = asyncio.run(doctor_module.examine(configured.database_url))
-    except TROUBLE as error:
-        raise ConfigurationError(f"DATABASE_URL: {explain(error)}") from None
+    findings = asyncio.run(doctor_module.examine(settings.load().database_url))
     for finding in findings:
         out.print(("[green]ok[/green]    " if finding.ok else "[red]wrong[/red] ") + finding.text, markup=True)
     if not all(finding.ok for finding in findings):
@@ -154,12 +150,18 @@ def configure_logging(level: str) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
+def fail(problem: str) -> NoReturn:
+    print(f"rowcast: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main() -> None:
     try:
         app()
     except RowcastError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"rowcast: {' '.join(str(error).split())}", markup=False)
-        sys.exit(2)
+        fail(" ".join(str(error).split()))
+    except TROUBLE as error:
+        fail(f"the database at DATABASE_URL: {explain(error)}")
 
 
 if __name__ == "__main__":

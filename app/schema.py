@@ -8,14 +8,15 @@ from pathlib import Path
 import asyncpg
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from alembic import command, context, op
 
 from . import settings
-from .database import TROUBLE, Pool, connected, create_engine, explain
 from .database import Connection as DriverConnection
+from .database import Pool, connected, create_engine, explain
 from .errors import ConfigurationError, DatabaseUnavailable, SchemaMismatch
 from .models import Base
 
@@ -72,8 +73,8 @@ async def migrate(url: str, target: str) -> None:
             down = int(target) < (await version(connection) or 0)
     try:
         await asyncio.to_thread(command.downgrade if down else command.upgrade, alembic_config(url), target)
-    except TROUBLE as error:
-        raise DatabaseUnavailable(explain(error)) from error
+    except CommandError as error:
+        raise ConfigurationError(str(error)) from error
     except DBAPIError as error:
         raise DatabaseUnavailable(explain((error.orig and error.orig.__cause__) or error)) from error
 

@@ -1,0 +1,168 @@
+"""The command line, as a person meets it."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from rowcast import __version__
+from rowcast.settings import Settings, load
+
+from .rig import Hub, HubProcess, Stream, Writer, until
+
+
+async def rowcast(*arguments: str, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("ROWCAST_") and k != "DATABASE_URL"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "rowcast.cli", *arguments, cwd=cwd, env={**clean, **environment},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+@pytest.mark.parametrize(
+    ("environment", "names"),
+    [
+        ({}, "DATABASE_URL is not set"),
+        ({"DATABASE_URL": "mysql://x"}, "DATABASE_URL: must begin with postgresql://"),
+        ({"DATABASE_URL": "postgresql://", "ROWCAST_PORT": "eighty"}, "ROWCAST_PORT: "),
+        ({"DATABASE_URL": "postgresql://", "ROWCAST_KEEPALIVE": "0"}, "ROWCAST_KEEPALIVE: "),
+        ({"DATABASE_URL": "postgresql://", "ROWCAST_LISTEN_URL": "redis://secret"}, "ROWCAST_LISTEN_URL: must begin"),
+        ({"DATABASE_URL": "postgresql://", "ROWCAST_HOST": "0.0.0.0"}, "ROWCAST_INSECURE=1"),
+        ({"DATABASE_URL": "postgresql://", "ROWCAST_HOST": "192.0.2.1", "ROWCAST_INSECURE": "1"}, "cannot bind 192.0.2.1:8000"),
+    ],
+)
+async def test_a_wrong_setting_is_one_line_that_names_it(environment: dict[str, str], names: str, tmp_path: Path) -> None:
+    status, output = await rowcast("serve", cwd=tmp_path, **environment)
+    assert status == 2
+    assert names in output
+    assert len(output.splitlines()) == 1, output
+    assert "secret" not in output
+
+
+async def test_migrate(empty_database: str, tmp_path: Path) -> None:
+    async def migrate(*arguments: str) -> tuple[int, str]:
+        return await rowcast("migrate", *arguments, cwd=tmp_path, DATABASE_URL=empty_database)
+
+    assert await migrate("status") == (1, "database: nothing, this program: 2\n")
+    assert await migrate("up") == (0, "schema version 2\n")
+    assert await migrate("status") == (0, "database: 2, this program: 2\n")
+    assert await migrate("down") == (0, "schema version 1\n")
+    assert await migrate("up", "+1") == (0, "schema version 2\n")
+    assert await migrate("down", "base") == (0, "schema version nothing\n")
+    status, output = await migrate("up", "17")
+    assert status == 2
+    assert len(output.splitlines()) == 1
+
+
+async def test_a_database_that_is_away_is_one_line(tmp_path: Path) -> None:
+    for command in (["migrate", "up"], ["migrate", "status"], ["doctor"]):
+        status, output = await rowcast(*command, cwd=tmp_path, DATABASE_URL="postgresql://postgres:secret@127.0.0.1:1/x")
+        assert status == 2, output
+        assert len(output.splitlines()) == 1, output
+        assert "secret" not in output
+
+
+async def test_doctor(database: str, writer: Writer, tmp_path: Path) -> None:
+    status, output = await rowcast("doctor", cwd=tmp_path, DATABASE_URL=database)
+    assert status == 0, output
+    assert "triggers: 16 in place" in output
+    await writer.db.execute("ALTER TABLE message DISABLE TRIGGER rowcast_update; DROP TRIGGER rowcast_insert ON job")
+    status, output = await rowcast("doctor", cwd=tmp_path, DATABASE_URL=database)
+    assert status == 1
+    assert "message.rowcast_update is disabled" in output
+    assert "job.rowcast_insert is missing" in output
+
+
+async def test_tail_follows_through_a_restart(database: str, writer: Writer, tmp_path: Path) -> None:
+    session = await writer.session()
+    async with HubProcess(database) as hub:
+        port = int(hub.url.rpartition(":")[2])
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "rowcast.cli", "tail", session, "--url", hub.url, "--json",
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=tmp_path,
+        )  # fmt: skip
+        assert process.stdout
+        seen = []
+
+        async def read() -> None:
+            assert process.stdout
+            async for line in process.stdout:
+                if line.startswith(b"{"):
+                    seen.append(json.loads(line))
+
+        reading = asyncio.create_task(read())
+        await until(lambda: any(event["type"] == "caught_up" for event in seen))
+        await writer.message(session, "one")
+        await until(lambda: any(event["type"] == "agent.message.appended" for event in seen))
+        hub.send(signal.SIGKILL)
+        await hub.wait()
+    await writer.message(session, "two")
+    async with HubProcess(database, {"port": port}):
+        await until(lambda: sum(event["type"] == "agent.message.appended" for event in seen) == 2)
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0
+        await reading
+    texts = [event["data"]["message"]["text"] for event in seen if event["type"] == "agent.message.appended"]
+    assert texts == ["one", "two"]
+
+
+async def test_tail_says_what_is_wrong(hub: Hub, tmp_path: Path) -> None:
+    status, output = await rowcast("tail", "x", "--after", "garbage", "--url", hub.url, cwd=tmp_path)
+    assert status == 2
+    assert "Last-Event-ID" in output
+    assert len(output.splitlines()) == 1
+
+
+async def test_dev_starts_everything_and_survives_the_death_of_its_hub(tmp_path: Path) -> None:
+    """What `make demo` runs: a database, migrations, a hub and a pipeline that writes."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("ROWCAST_") and k != "DATABASE_URL"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "rowcast.cli", "dev", "--port", "0", cwd=tmp_path,
+        env=clean, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout
+    url, pids = "", []
+    while len(pids) < 1:
+        line = (await process.stdout.readline()).decode()
+        assert line, "it ended"
+        url = found[0] if (found := re.search(r"http://[\d.:]+", line)) else url
+        pids += re.findall(r"hub is process (\d+)", line)
+    session = "00000000-0000-4000-8000-000000000001"
+    stream = await Stream.open(f"{url}/api/sse/{session}")
+    text = {}
+    cursor = None
+    for event in [*await stream.until("message.delta"), *await stream.until("message.delta")]:
+        cursor = event.id
+    os.kill(int(pids[0]), signal.SIGKILL)
+    stream.abort()
+    again = await Stream.open(f"{url}/api/sse/{session}", cursor)  # waits in the backlog
+    events = await again.until("message.completed")
+    assert events[0].data["resumed"] is True
+    for event in events:
+        if event.type == "message.delta":
+            text[event.data["message_id"]] = event.data["offset"] + len(event.data["delta"])
+    done = events[-1].data["message"]
+    assert done["metadata"]["characters"] == text[done["id"]]
+    again.abort()
+    process.send_signal(signal.SIGINT)
+    await process.stdout.read()
+    assert await process.wait() == 0
+
+
+def test_versions_agree(project_root: Path) -> None:
+    assert f'version = "{__version__}"' in (project_root / "pyproject.toml").read_text()
+
+
+def test_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    (tmp_path / ".env").write_text("DATABASE_URL=postgresql+asyncpg://me@db/x\nROWCAST_PORT=9\nOTHER=1\n")
+    assert load() == Settings(database_url="postgresql://me@db/x", port=9)
+    assert load(port=10).port == 10
