@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from .events import Event, Lineage, Position, Topic
+from .events import Cursor, Event, Lineage, Position, Topic
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ class Hub:
     def __repr__(self) -> str:
         live = sum(map(len, self._live.values()))
         return f"<Hub at {self.position}, {len(self._live)} topics, {live} live>"
+
+    def cursor(self, position: Position) -> Cursor:
+        return Cursor(self.lineage.epoch, position)
 
     def join(self, subscriber: Subscriber) -> None:
         self._live.setdefault(subscriber.topic, set()).add(subscriber)

@@ -62,7 +62,7 @@ MUTANTS = [
     Mutant("lagged skips", 3, "app/hub.py", "subscriber.position = self.position\n", "subscriber.position = event.position\n", "test_sse"),
     Mutant("live too early", 3, "app/feed.py", "elif position < hub.position:", "elif position < hub.position - 1:", "test_sse test_hub"),
     Mutant("live too late", 3, "app/feed.py", "        follower.live()\n        hub.join(follower)\n", "        follower.live()\n        asyncio.get_running_loop().call_soon(hub.join, follower)\n", "test_hub test_sse"),
-    Mutant("id of the head", 3, "app/feed.py", "        self._greeted = True\n        cursor = self._feed.cursor(self.position)", "        self._greeted = True\n        cursor = self._feed.cursor(self._feed.hub.position)", "test_sse"),
+    Mutant("id of the head", 3, "app/follower.py", "        self._greeted = True\n        cursor = self._hub.cursor(self.position)", "        self._greeted = True\n        cursor = self._hub.cursor(self._hub.position)", "test_sse"),
     Mutant("read again", 3, "app/log.py", "WHERE position > $1 AND", "WHERE position >= $1 AND", "test_sse"),
     Mutant("floor", 3, "app/log.py", 'if rows[0]["floor"] > after:', "if False:", "test_sse"),
     Mutant("epochs", 3, "app/events.py", "if following is None or cursor.position <= following.position", "if True", "test_listener"),

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from rowcast.events import Cursor, Event, Lineage, Position, Topic, Types
-from rowcast.feed import AsgiSink, Feed, Follower, Wish
+from rowcast.feed import Feed
+from rowcast.follower import Follower, Wish
 from rowcast.hub import Hub
 from rowcast.log import Batch, Bounds
+from rowcast.sinks import AsgiSink
 
 TOPIC = Topic("session", "s")
 EPOCH = "0000abcd"
@@ -52,9 +54,9 @@ class World:
 
     def follow(self, after: int) -> Follower:
         sink = AsgiSink(self.limit)
-        follower = Follower(self.feed, TOPIC, Wish(after=Cursor(EPOCH, Position(after))), sink)
+        follower = self.feed.follow(TOPIC, Wish(after=Cursor(EPOCH, Position(after))), sink)
         self.feed.add(follower)
-        follower.open()
+        follower.open(1000)
         return follower
 
 

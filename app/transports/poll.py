@@ -13,7 +13,8 @@ from starlette.responses import Response
 from ..database import TROUBLE, explain
 from ..errors import DatabaseUnavailable
 from ..events import Event, Position, Topic, Types
-from ..feed import Feed, Wish
+from ..feed import Feed
+from ..follower import Wish
 from ..log import Batch
 from . import query
 
@@ -70,7 +71,7 @@ async def _poll(feed: Feed, topic: Topic, wish: Wish, wait: float) -> bytes:
         raise DatabaseUnavailable(explain(error)) from error
     if start.lost:
         return _body(feed, start.position, reset=start.lost)
-    here = feed.cursor(start.position)
+    here = feed.hub.cursor(start.position)
     while True:
         position = feed.hub.lineage.locate(here)
         if position is None:
@@ -112,7 +113,7 @@ def _body(feed: Feed, position: Position, events: Sequence[Event] = (), *, more:
     return msgspec.json.encode(
         {
             "events": [msgspec.Raw(event.frame("json")) for event in events],
-            "cursor": str(feed.cursor(position)),
+            "cursor": str(feed.hub.cursor(position)),
             "more": more,
             "reset": reset and {"reason": reset},
         }

@@ -6,7 +6,7 @@ from starlette.requests import Request
 
 from ..errors import InvalidParameter
 from ..events import Cursor, Topic, Types
-from ..feed import From, Wish
+from ..follower import From, Wish
 
 LAST_EVENT_ID = "Last-Event-ID"
 

@@ -12,7 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from ..database import TROUBLE
 from ..events import Topic
-from ..feed import AsgiSink, Feed, Follower, Wish
+from ..feed import Feed
+from ..follower import Follower, Wish
+from ..sinks import AsgiSink
 from . import query
 
 HEADERS = {"Cache-Control": "no-cache, no-store, no-transform"}
@@ -31,7 +33,7 @@ class EventStream(EventSourceResponse):
         if scope["method"] != "HEAD":
             self._feed.add(self._follower)
             if not self._follower.closed:
-                self._follower.open()
+                self._follower.open(self._feed.retry())
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -52,7 +54,7 @@ async def session_stream(request: Request) -> Response:
     if wish.until_end and await _ended(feed, topic, wish):
         return Response(status_code=204)  # tells EventSource to stay away
     sink = AsgiSink(request.app.state.rowcast.settings.buffer)
-    return EventStream(feed, Follower(feed, topic, wish, sink), sink)
+    return EventStream(feed, feed.follow(topic, wish, sink), sink)
 
 
 async def _ended(feed: Feed, topic: Topic, wish: Wish) -> bool:
