@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from dotenv import dotenv_values
 from rich.console import Console
 
+from . import __version__, schema, server, settings
 from . import doctor as doctor_module
-from . import schema, server, settings
 from . import tail as tail_module
 from .database import TROUBLE, connected, explain
 from .embedded import EmbeddedPostgres
@@ -30,6 +31,18 @@ app.add_typer(migrations, name="migrate")
 out = Console(highlight=False, soft_wrap=True)
 
 Port = Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [ROWCAST_PORT, 8000]")]
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rowcast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Say which version this is.")] = False,
+) -> None: ...
 
 
 @app.command()
@@ -59,7 +72,7 @@ def migrate_up(target: Annotated[str, typer.Argument(help="A version, +1 or head
     _migrate(target)
 
 
-@migrations.command("down")
+@migrations.command("down", context_settings={"ignore_unknown_options": True})  # -1 is none
 def migrate_down(target: Annotated[str, typer.Argument(help="A version, -1, or base for nothing at all.")] = "-1") -> None:
     """Take back migrations, with what they hold."""
     _migrate(target)
@@ -92,7 +105,7 @@ def dev(
     port: Port = None, folder: Annotated[Path, typer.Option(help="Where the private database keeps its data.")] = Path(".rowcast")
 ) -> None:
     """A database (unless DATABASE_URL is set), migrations, the hub, and a pipeline that writes rows."""
-    given = os.environ.get("DATABASE_URL")
+    given = os.environ.get("DATABASE_URL") or dotenv_values(".env").get("DATABASE_URL")
     configured = settings.load(port=port, database_url=given or "postgresql://", host="127.0.0.1")
     configure_logging("warning")
     if given:

@@ -69,14 +69,16 @@ async def connected(url: str, name: str, command_timeout: float | None = None, *
         connection.terminate()
 
 
-def create_pool(url: str, size: int) -> Pool:
-    """A pool that opens nothing until it is used, and replaces what breaks."""
+def create_pool(url: str, size: int, pooled: bool) -> Pool:
+    """A pool that opens nothing until it is used, and replaces what breaks. Where a pooler stands in
+    between (`pooled`), prepared statements would be looked for in sessions that do not have them."""
     return asyncpg.create_pool(
         url,
         min_size=0,
         max_size=size,
         timeout=CONNECT_TIMEOUT,
         command_timeout=READ_TIMEOUT,
+        statement_cache_size=0 if pooled else 100,
         server_settings={"application_name": "rowcast"},
     )
 

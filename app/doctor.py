@@ -8,6 +8,7 @@ from .errors import SchemaMismatch
 
 OLDEST_SERVER = 140000
 CAPTURED = ("request", "job", "job_step", "message")
+FUNCTIONS = ("ring", "touch", "fit", *(f"{table}_event" for table in CAPTURED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ async def _triggers(connection: Connection) -> list[Finding]:
     states = {row["name"]: row["enabled"] for row in rows}
     wanted = [f"{table}.rowcast_{what}" for table in CAPTURED for what in ("insert", "update", "delete", "touch")]
     wrong = [f"{name} is {'disabled' if name in states else 'missing'}" for name in wanted if not states.get(name)]
+    gone = [name for name in FUNCTIONS if await connection.fetchval("SELECT to_regproc($1)", f"rowcast.{name}") is None]
+    wrong += [f"their function rowcast.{name} is missing" for name in gone]
     return [Finding(False, f"triggers: {text}; changes are not seen") for text in wrong] or [
         Finding(True, f"triggers: {len(wanted)} in place")
     ]
@@ -80,9 +83,8 @@ async def _roles(connection: Connection) -> list[Finding]:
 
 
 async def _log(connection: Connection) -> Finding:
-    row = await connection.fetchrow(
-        """SELECT floor, (SELECT max(position) FROM rowcast.head) AS head, (SELECT count(*) FROM rowcast.outbox) AS waiting
-             FROM rowcast.pruned"""
-    )
-    assert row is not None
-    return Finding(True, f"log: events {row['floor'] + 1} to {row['head']}, {row['waiting']} rows in the outbox")
+    row = await connection.fetchrow("SELECT floor, (SELECT max(position) FROM rowcast.head) AS head FROM rowcast.pruned")
+    if row is None or row["head"] is None:
+        return Finding(False, "log: its head is gone; nothing can be sequenced")
+    kept = f"events {row['floor'] + 1} to {row['head']}" if row["floor"] < row["head"] else f"empty, after event {row['head']}"
+    return Finding(True, f"log: {kept}")

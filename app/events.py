@@ -16,6 +16,7 @@ Position = NewType("Position", int)
 Kind = Literal["session", "project", "job"]
 Format = Literal["event", "message", "json"]
 
+_ENDS = ("completed", "failed", "cancelled")
 _CURSOR = re.compile(r"([0-9a-f]{8})-([0-9]{1,18})", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _PATTERN = re.compile(r"\*|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(\.\*)?", re.ASCII)
@@ -100,7 +101,7 @@ class Event:
         """Whether this ends a job or a request."""
         family, _, last = self.type.rpartition(".")
         if family in ("ingest.job", "agent.run", "workflow.run", "task"):
-            return last in ("completed", "failed", "cancelled")
+            return last in _ENDS or (last == "created" and _status(self.payload) in _ENDS)
         return self.type == "request_update" and _status(self.payload) in ("done", "error")
 
     def frame(self, format: Format) -> bytes:
@@ -112,8 +113,10 @@ class Event:
 
 
 def _status(payload: bytes) -> object:
-    decoded = msgspec.json.decode(payload)
-    return decoded.get("status") if isinstance(decoded, dict) else None
+    row = msgspec.json.decode(payload)
+    for noun in ("job", "run"):
+        row = row.get(noun, row) if isinstance(row, dict) else row
+    return row.get("status") if isinstance(row, dict) else None
 
 
 def sse(type: str, data: bytes, cursor: Cursor | None = None) -> bytes:

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from .database import TROUBLE, explain
+from .errors import DatabaseUnavailable
 from .events import Cursor, Position, Topic
 from .follower import Follower, From, Start, Wish
 from .hub import Hub
@@ -86,6 +87,7 @@ class Feed:
     async def drain(self, seconds: float) -> None:
         """Say bye to everybody, and wait until they are gone or the time is over."""
         self._closing = True
+        self._identified.set()  # nobody is to wait for a database any more
         for client in tuple(self._clients):
             client.bye(self.retry())
         if self._clients:
@@ -97,6 +99,8 @@ class Feed:
         """Where a client begins. Waits until the hub knows its log."""
         await self._identified.wait()
         hub = self.hub
+        if not hub.lineage:
+            raise DatabaseUnavailable("this process ends")
         if after is not None:
             position = hub.lineage.locate(after)
             if position is None:

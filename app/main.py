@@ -41,7 +41,7 @@ class Rowcast:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         direct = settings.listen_url or settings.database_url
-        self.pool = create_pool(settings.database_url, settings.pool_size)
+        self.pool = create_pool(settings.database_url, settings.pool_size, pooled=settings.listen_url is not None)
         self.log = Log(self.pool)
         self.hub = Hub()
         self.feed = Feed(self.hub, self.log, timedelta(seconds=settings.recent_seconds), settings.recent_events, settings.retry)

@@ -67,10 +67,13 @@ def alembic_config(url: str) -> Config:
 
 async def migrate(url: str, target: str) -> None:
     """Upgrade or downgrade: `head`, `+1`, `-1`, `base` or a version."""
-    down = target == "base" or target.startswith("-")
-    if not down and target.isdigit():
-        async with connected(url, "rowcast migrate") as connection:
-            down = int(target) < (await version(connection) or 0)
+    async with connected(url, "rowcast migrate") as connection:
+        found = await version(connection) or 0
+    if target.isdigit():
+        target = f"{int(target):04}" if int(target) else "base"
+    down = target == "base" or target.startswith("-") or (target.isdigit() and int(target) < found)
+    if down and not found:
+        return
     try:
         await asyncio.to_thread(command.downgrade if down else command.upgrade, alembic_config(url), target)
     except CommandError as error:

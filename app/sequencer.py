@@ -227,7 +227,7 @@ async def prune(log: Log, sequencer: Sequencer, keep: timedelta) -> None:
     this process sequenced something, and now and then for what has grown old."""
     seen, last = -1, 0.0
     while True:
-        if sequencer.sequenced != seen or time.monotonic() - last > PRUNE_IDLE_INTERVAL:
+        if not sequencer.trouble and (sequencer.sequenced != seen or time.monotonic() - last > PRUNE_IDLE_INTERVAL):
             seen, last = sequencer.sequenced, time.monotonic()
             try:
                 await log.prune(keep)

@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     drain: Seconds = Field(5, description="time that streams get to end at shutdown")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
     reference_tables: Literal["on", "off"] = Field(
-        "on", description="off: migrations leave project, session, request, job and message alone"
+        "on", description="off: migrations leave project, session, request, job, job_step and message alone"
     )
 
     @field_validator("database_url", "listen_url")

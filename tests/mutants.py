@@ -29,8 +29,8 @@ class Mutant:
 
 
 MUTANTS = [
-    Mutant("moved", 1, SQL + "message_event_v01.sql", "(n.id IS NULL OR c.moved)", "n.id IS NULL", "test_capture"),
-    Mutant("heartbeat", 1, SQL + "job_event_v01.sql", "o.cancel_requested_at) THEN", "o.cancel_requested_at) OR true THEN", "test_capture"),
+    Mutant("moved", 1, SQL + "message_event_v01.sql", "c.session AND o.session_id IS NOT NULL OR c.job AND o.job_id IS NOT NULL", "n.id IS NULL", "test_capture"),
+    Mutant("heartbeat", 1, SQL + "job_event_v01.sql", "o.cancel_requested_at) THEN 'updated'", "o.cancel_requested_at) OR true THEN 'updated'", "test_capture"),
     Mutant("full join", 1, SQL + "capture_message_v01.sql", "FULL JOIN", "JOIN", "test_capture"),
     Mutant(">= for >", 1, SQL + "sequence_v01.sql", "o.xid >= pg_snapshot_xmax(head.low)", "o.xid > pg_snapshot_xmax(head.low)", "test_sequence"),
     Mutant("running", 1, SQL + "sequence_v01.sql", "o.xid = running\n", "o.xid = running AND false\n", "test_sequence"),

@@ -198,9 +198,46 @@ async def test_a_row_that_moves_leaves_one_audience_and_enters_the_other(writer:
         ("message.deleted", session, None),
         ("agent.message.appended", other, str(project)),
         ("job.deleted", session, None),
+        ("task.progress", None, None),  # to who follows the job itself
         ("task.created", other, str(project)),
     ]
     assert json.loads(rows[3]["payload"])["message"]["text"] == "text"
+
+
+async def test_a_message_that_joins_a_job_is_new_to_its_followers_only(writer: Writer) -> None:
+    project = await writer.project()
+    session = await writer.session(project)
+    job, other = await writer.insert("job", session_id=session), await writer.insert("job", session_id=session)
+    message = await writer.message(session, "text")
+    await writer.outbox()
+    for target in (job, other, None):
+        await writer.update("message", message, job_id=target)
+    rows = await writer.outbox()
+    ours = (session, str(project), None)
+    assert [(row["type"], (row["session_id"], row["project_id"], row["job_id"])) for row in rows] == [
+        ("message.updated", ours),
+        ("agent.message.appended", (None, None, str(job))),
+        ("message.deleted", (None, None, str(job))),
+        ("message.updated", ours),
+        ("agent.message.appended", (None, None, str(other))),
+        ("message.deleted", (None, None, str(other))),
+        ("message.updated", ours),
+    ]
+    assert ["text" in json.loads(row["payload"])["message"] for row in rows] == [False, True, False, False, True, False, False]
+
+
+async def test_a_job_that_changes_its_project_stays_where_it_was_followed(writer: Writer) -> None:
+    first, second = await writer.project(), await writer.project()
+    session = await writer.session(first)
+    job = await writer.insert("job", session_id=session)
+    await writer.outbox()
+    await writer.update("job", job, project_id=second)
+    rows = await writer.outbox()
+    assert [(row["type"], row["session_id"], row["project_id"], row["job_id"]) for row in rows] == [
+        ("job.deleted", None, str(first), None),
+        ("task.progress", session, None, str(job)),
+        ("task.created", None, str(second), None),
+    ]
 
 
 async def test_a_row_whose_key_changes_is_another_row(writer: Writer, session: str) -> None:

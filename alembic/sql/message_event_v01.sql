@@ -1,7 +1,8 @@
--- What a change of one message is told as: nothing, one event, or two when it moves to another audience.
--- (o, NULL) is a deletion, (NULL, n) a creation. The planner inlines it into the capture's one INSERT.
--- BEGIN ATOMIC binds it to the columns themselves: it follows a rename, and PostgreSQL refuses to drop
--- a column that it reads, where a text body would fail in the writer's transaction.
+-- What a change of one message is told as. (o, NULL) is a deletion, (NULL, n) a creation; a row that moves is
+-- deleted for those who followed it where it was, created for those where it is, and changed for the rest.
+-- The planner inlines it into the capture's one INSERT. BEGIN ATOMIC binds it to the columns themselves: it
+-- follows a rename, and PostgreSQL refuses to drop a column that it reads, where a text body would fail in
+-- the writer's transaction.
 CREATE OR REPLACE FUNCTION rowcast.message_event(o public.message, n public.message, at timestamptz)
 RETURNS TABLE (session_id text, project_id text, job_id text, type text, payload jsonb)
 LANGUAGE sql STABLE
@@ -27,20 +28,29 @@ BEGIN ATOMIC
              || CASE WHEN e.type = 'message.failed' THEN jsonb_build_object('errorMessage', n.metadata -> 'error') ELSE '{}' END
          END
     FROM (
-      SELECT CASE WHEN told.old THEN o.session_id ELSE n.session_id END AS session_id,
-             CASE WHEN told.old THEN o.job_id ELSE n.job_id END AS job_id,
-             NOT c.arrived AND c.grew AS grew,
-             CASE
-               WHEN told.old THEN CASE WHEN o.id IS NOT NULL AND (n.id IS NULL OR c.moved) THEN 'message.deleted' END
-               WHEN n.id IS NULL THEN NULL
-               WHEN c.arrived THEN 'agent.message.appended'
-               WHEN n.status <> o.status AND n.status IN ('completed', 'failed') THEN 'message.' || n.status
-               WHEN NOT c.grew OR (n.role, n.status, n.metadata) IS DISTINCT FROM (o.role, o.status, o.metadata) THEN 'message.updated'
-               WHEN octet_length(n.text) > octet_length(o.text) THEN 'message.delta'
+      SELECT CASE told.who WHEN 'left' THEN CASE WHEN c.session THEN o.session_id END
+                           WHEN 'kept' THEN CASE WHEN NOT c.session THEN n.session_id END
+                           ELSE CASE WHEN c.session THEN n.session_id END END AS session_id,
+             CASE told.who WHEN 'left' THEN CASE WHEN c.job THEN o.job_id END
+                           WHEN 'kept' THEN CASE WHEN NOT c.job THEN n.job_id END
+                           ELSE CASE WHEN c.job THEN n.job_id END END AS job_id,
+             told.who = 'kept' AND c.grew AS grew,
+             CASE told.who
+               WHEN 'left' THEN
+                 CASE WHEN c.session AND o.session_id IS NOT NULL OR c.job AND o.job_id IS NOT NULL THEN 'message.deleted' END
+               WHEN 'kept' THEN CASE
+                 WHEN o.id IS NULL OR n.id IS NULL OR c.session AND (c.job OR n.job_id IS NULL) THEN NULL
+                 WHEN n.status <> o.status AND n.status IN ('completed', 'failed') THEN 'message.' || n.status
+                 WHEN NOT c.grew OR c.session OR c.job
+                      OR (n.role, n.status, n.metadata) IS DISTINCT FROM (o.role, o.status, o.metadata) THEN 'message.updated'
+                 WHEN octet_length(n.text) > octet_length(o.text) THEN 'message.delta'
+               END
+               ELSE
+                 CASE WHEN c.session AND n.session_id IS NOT NULL OR c.job AND n.job_id IS NOT NULL THEN 'agent.message.appended' END
              END AS type
-        FROM (VALUES (true), (false)) AS told (old), -- first the audience that the row had, then the one that it has
-             (SELECT (n.session_id, n.job_id) IS DISTINCT FROM (o.session_id, o.job_id) AS moved,
-                     o.id IS NULL OR (n.session_id, n.job_id) IS DISTINCT FROM (o.session_id, o.job_id) AS arrived,
+        FROM (VALUES ('left'), ('kept'), ('joined')) AS told (who),
+             (SELECT n.session_id IS DISTINCT FROM o.session_id AS session,
+                     n.job_id IS DISTINCT FROM o.job_id AS job,
                      starts_with(n.text COLLATE "C", o.text COLLATE "C") AS grew) c
       OFFSET 0 -- a fence: the type is worked out once, not wherever it is read
     ) e

@@ -16,7 +16,7 @@ BEGIN
       END;
     END IF;
     -- Whoever migrates hands objects to the owner, and usually is the hub as well.
-    IF NOT pg_has_role(current_user, name, 'MEMBER') THEN
+    IF NOT pg_has_role(current_user, name, 'USAGE') THEN
       EXECUTE format('GRANT %I TO %I', name, current_user);
     END IF;
   END LOOP;
