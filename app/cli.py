@@ -171,6 +171,8 @@ def fail(problem: str) -> NoReturn:
 def main() -> None:
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except RowcastError as error:
         fail(" ".join(str(error).split()))
     except TROUBLE as error:

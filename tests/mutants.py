@@ -81,7 +81,7 @@ def survives(mutant: Mutant, copy: Path) -> str | None:
     path.write_text(text.replace(mutant.old, mutant.new))
     try:
         files = [f"tests/{name}.py" for name in mutant.tests.split()]
-        environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "ROWCAST_MUTANT": mutant.name}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", *files]
         try:
             done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=600)

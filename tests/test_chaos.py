@@ -20,6 +20,7 @@ import asyncpg
 import pytest
 from rowcast import schema
 from rowcast.embedded import EmbeddedPostgres
+from rowcast.errors import EmbeddedError
 
 from .rig import HubProcess, Stream, get, until
 from .rig import postgres as private
@@ -197,8 +198,15 @@ class Havoc:
         self._postgres.start(self._port)
 
     async def crash(self) -> None:
-        self._postgres.stop(signal.SIGQUIT)
-        self._postgres.start(self._port)
+        """As by power loss, as far as processes go: kill -9, or SIGQUIT, which flushes nothing either."""
+        self._postgres.stop(self._dice.choice([signal.SIGKILL, signal.SIGQUIT]))
+        for _ in range(100):  # until the orphans have noticed
+            try:
+                self._postgres.start(self._port)
+                return
+            except EmbeddedError:
+                await asyncio.sleep(0.1)
+        raise AssertionError("PostgreSQL does not come back")
 
     async def cut_listeners(self) -> None:
         try:
