@@ -134,10 +134,13 @@ def _is_ours(name: str | None, type: str, parents: object) -> bool:
     return True
 
 
-def create(*names: str) -> None:
-    """In a migration: run `alembic/sql/<name>.sql` for each, one statement a file."""
+def create(*names: str, **fields: str) -> None:
+    """In a migration: run `alembic/sql/<name>.sql` for each, one statement a file, with `{field}` filled in."""
     for name in names:
-        op.get_bind().exec_driver_sql((SCRIPTS / "sql" / f"{name}.sql").read_text())
+        text = (SCRIPTS / "sql" / f"{name}.sql").read_text()
+        for field, value in fields.items():
+            text = text.replace(f"{{{field}}}", value)
+        op.get_bind().exec_driver_sql(text)
 
 
 def execute(*statements: str) -> None:

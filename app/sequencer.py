@@ -126,7 +126,6 @@ class Sequencer:
             again = rung and not worked
             if due:
                 ticked = time.monotonic()
-            self.trouble = None
 
     async def _sleep(self, seconds: float) -> bool:
         """Whether the bell was rung before the time was over."""
@@ -176,6 +175,7 @@ class Sequencer:
                 raise
             await connection.execute("SELECT rowcast.adopt()")  # restored or copied under our feet
             return (0, True) if query is _SEQUENCE else await self._call(connection, query, limit)
+        self.trouble = None
         if done and done[0]:
             self.sequenced += done[0]
             self._productive.append(time.monotonic())

@@ -108,7 +108,8 @@ def upgrade() -> None:
     for name in TABLES:
         execute(f"CREATE TRIGGER rowcast_touch BEFORE UPDATE ON public.{name} FOR EACH ROW EXECUTE FUNCTION rowcast.touch()")
     for name in CAPTURED:
-        create(f"{name}_event_v01", f"capture_{name}_v01")
+        create(f"{name}_event_v01")
+        create("capture_v01", table=name)
         execute(
             f"ALTER FUNCTION rowcast.capture_{name} OWNER TO rowcast_owner",
             f"SELECT rowcast.attach('public.{name}', 'rowcast.capture_{name}')",

@@ -1,6 +1,6 @@
--- Turns an INSERT, UPDATE or DELETE on request into outbox rows, and rings the doorbell once.
+-- Turns an INSERT, UPDATE or DELETE on {table} into outbox rows, and rings the doorbell once. One text for all captured tables.
 -- SECURITY DEFINER: a writer needs rights on its own table and nothing else.
-CREATE OR REPLACE FUNCTION rowcast.capture_request() RETURNS trigger
+CREATE OR REPLACE FUNCTION rowcast.capture_{table}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET timezone = 'UTC'
@@ -13,14 +13,14 @@ BEGIN
   CASE TG_OP
   WHEN 'INSERT' THEN
     INSERT INTO rowcast.outbox (session_id, project_id, job_id, type, payload)
-    SELECT e.* FROM new_rows n, rowcast.request_event(NULL, n, at) e;
+    SELECT e.* FROM new_rows n, rowcast.{table}_event(NULL, n, at) e;
   WHEN 'UPDATE' THEN
     -- FULL: a row whose id changes is deleted, then created.
     INSERT INTO rowcast.outbox (session_id, project_id, job_id, type, payload)
-    SELECT e.* FROM old_rows o FULL JOIN new_rows n ON n.id = o.id, rowcast.request_event(o, n, at) e;
+    SELECT e.* FROM old_rows o FULL JOIN new_rows n ON n.id = o.id, rowcast.{table}_event(o, n, at) e;
   WHEN 'DELETE' THEN
     INSERT INTO rowcast.outbox (session_id, project_id, job_id, type, payload)
-    SELECT e.* FROM old_rows o, rowcast.request_event(o, NULL, at) e;
+    SELECT e.* FROM old_rows o, rowcast.{table}_event(o, NULL, at) e;
   END CASE;
   IF FOUND THEN
     PERFORM rowcast.ring();
