@@ -289,6 +289,26 @@ async def test_prune_deletes_what_is_sequenced_and_old_and_nothing_else(db: asyn
     await slow.close()
 
 
+@pytest.mark.parametrize("pruned_between", [True, False])
+async def test_prune_never_takes_a_row_that_committed_late(db: asyncpg.Connection, database: str, pruned_between: bool) -> None:
+    """Its id lies below the head's, it is committed, but the head's snapshot did not show it."""
+    await db.execute("SELECT rowcast.adopt()")
+    slow = await asyncpg.connect(database)
+    await slow.execute("BEGIN")
+    await slow.execute(CAPTURE, '"slow"')
+    await db.execute(CAPTURE, '"quick"')
+    await drain(db)
+    if pruned_between:
+        await db.execute("SELECT rowcast.prune('1 day', 100)")
+        await db.execute(CAPTURE, '"another"')
+        await drain(db)
+    await slow.execute("COMMIT")
+    await db.execute("SELECT rowcast.prune('1 day', 100)")
+    await drain(db)
+    assert [row["payload"] for row in await log(db)][-1] == '"slow"'
+    await slow.close()
+
+
 async def test_prune_never_takes_a_row_that_a_half_done_call_left(db: asyncpg.Connection) -> None:
     await db.execute("SELECT rowcast.adopt()")
     for n in range(10):
