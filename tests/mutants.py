@@ -47,6 +47,7 @@ MUTANTS = [
     Mutant("copies", 3, SQL + "is_ours_v01.sql", "SELECT xmin = stamp::xid AND", "SELECT", "test_sequence"),
     Mutant("adopt twice", 1, SQL + "adopt_v01.sql", "WHERE NOT EXISTS (SELECT FROM rowcast.event e WHERE e.outbox_id = t.id)", "", "test_sequence"),
     Mutant("prune too much", 1, SQL + "prune_v01.sql", "pg_visible_in_snapshot(o.xid, head.low);\n    DELETE FROM rowcast.outbox o\n     USING", "true;\n    DELETE FROM rowcast.outbox o\n     USING", "test_sequence"),
+    Mutant("prune the running", 1, SQL + "prune_v01.sql", "WHERE o.xid = running AND pg_visible_in_snapshot(o.xid, head.low)", "WHERE o.xid = running", "test_sequence"),
     Mutant("prune the young", 3, SQL + "prune_v01.sql", "(WHERE e.created_at >= now() - keep) - 1", "(WHERE e.created_at >= now() - keep)", "test_sequence"),
     Mutant("invoker", 4, SQL + "capture_v01.sql", "plpgsql SECURITY DEFINER", "plpgsql", "test_capture"),
     Mutant("size", 4, SQL + "fit_v01.sql", "CASE WHEN octet_length(t) <= 16777216 THEN t END", "t", "test_capture"),
