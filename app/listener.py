@@ -18,7 +18,7 @@ from .database import TROUBLE, Connection, connected, explain
 from .errors import DatabaseUnavailable, NotificationsLost, StandbyServer
 from .events import Position, decode_notice
 from .hub import Hub
-from .log import Log, identify
+from .log import Log, head, identify
 from .sequencer import DOORBELL_CHANNEL
 
 logger = logging.getLogger(__name__)
@@ -115,10 +115,13 @@ class Listener:
             raise NotificationsLost(" ".join((NotificationsLost.__doc__ or "").split())) from None
 
     async def _identify(self, connection: Connection) -> None:
-        lineage, head = await identify(connection)
-        self._epoch = lineage.epoch
-        self._hub.identify(lineage, head)
-        self._told = head
+        lineage = await identify(connection)
+        if lineage.epoch != self._epoch:
+            self._epoch, self._told = lineage.epoch, Position(0)
+        # Read last: what was notified before we knew the epoch, and so not understood, is not above it.
+        end = await head(connection)
+        self._hub.identify(lineage, end)
+        self._told = Position(max(self._told, end))
         self._behind.set()
 
     async def _beat(self, connection: Connection) -> None:

@@ -104,8 +104,12 @@ class Log:
                 return total
 
 
-async def identify(connection: Connection) -> tuple[Lineage, Position]:
-    """Take over this log if it is a copy; its epochs and its head, of one snapshot."""
+async def identify(connection: Connection) -> Lineage:
+    """Take over this log if it is a copy; its epochs."""
     await connection.execute("SELECT rowcast.adopt()")
-    rows = await connection.fetch("SELECT epoch, start, (SELECT max(position) FROM rowcast.head) AS head FROM rowcast.epoch ORDER BY id")
-    return Lineage(Cursor(row["epoch"], Position(row["start"])) for row in rows), Position(rows[0]["head"])
+    rows = await connection.fetch("SELECT epoch, start FROM rowcast.epoch ORDER BY id")
+    return Lineage(Cursor(row["epoch"], Position(row["start"])) for row in rows)
+
+
+async def head(connection: Connection) -> Position:
+    return Position(await connection.fetchval("SELECT max(position) FROM rowcast.head"))

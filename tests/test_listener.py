@@ -75,6 +75,22 @@ async def test_what_was_written_while_it_was_away_arrives_once_and_in_order(hub:
     assert hub.rowcast.listener.reconnects >= 4
 
 
+async def test_an_event_at_the_moment_of_a_reconnect_needs_no_second_one(hub: Hub, writer: Writer) -> None:
+    """Committed while the listener reads where the log ends: its notification must not be the last word lost."""
+    session = await writer.session()
+    stream = await hub.follow(session)
+    await stream.until("caught_up")
+    for n in range(40):
+        await writer.db.execute(KILL)
+        await until(lambda: hub.rowcast.listener.trouble is not None)
+        await asyncio.sleep(n % 8 / 80)  # around the moment when it is back
+        await writer.message(session, str(n))
+        event = await stream.next(patience=8)
+        assert event is not None
+        assert event.data["message"]["text"] == str(n)
+        await until(lambda: hub.rowcast.listener.trouble is None)
+
+
 async def test_a_half_open_connection_is_found_and_replaced(database: str, writer: Writer) -> None:
     """P5: within twice the heartbeat, and the stream goes on as if nothing had been."""
     wire = Wire(database)

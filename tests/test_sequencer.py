@@ -122,6 +122,21 @@ async def test_writers_that_found_the_bell_silent_are_not_forgotten(writer: Writ
         await until(lambda: not sequencer.witnesses)
 
 
+async def test_a_bell_during_the_last_look_is_not_forgotten(writer: Writer, database: str) -> None:
+    """The call has taken its snapshot and waits to write its head when another row commits and rings."""
+    session = await writer.session()
+    blocker = await asyncpg.connect(database)
+    async with Belled(database) as sequencer:
+        await blocker.execute("BEGIN; LOCK TABLE rowcast.head IN SHARE MODE")
+        await writer.message(session)
+        await until_sql(writer.db, "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'rowcast.head'::regclass)")
+        await writer.message(session)
+        await until(sequencer._rung.is_set)
+        await blocker.execute("COMMIT")
+        await all_sequenced(writer.db, 2)
+    await blocker.close()
+
+
 async def test_one_that_stops_while_it_polls_rings_for_another(writer: Writer, database: str) -> None:
     session = await writer.session()
     first = Belled(database)
