@@ -27,9 +27,9 @@ DOORBELL_CHANNEL = "rowcast_doorbell"
 FIRST_LIMIT, LAST_LIMIT = 2000, 50_000
 """Rows a call. It grows while calls come back full, or a backlog would take quadratic time."""
 
-BUSY_ROUNDS, BUSY_WINDOW = 20, 0.1
-QUIET_ROUNDS, QUIET_WINDOW = 5, 0.1
-"""Busy: this many rounds that found something within so many seconds. Quiet: fewer."""
+BUSY_EVENTS, QUIET_EVENTS, WINDOW = 20, 5, 0.1
+"""Busy: this many events within so many seconds; quiet: fewer than the second. Rounds would not do: where
+many writers ring, a call waits for their NOTIFY lock, and each round finds more."""
 
 POLL_INTERVAL = 0.003
 WITNESS_INTERVAL = 0.02
@@ -72,7 +72,8 @@ class Sequencer:
         self._url = url
         self._tick = tick
         self._rung = asyncio.Event()
-        self._productive: deque[float] = deque(maxlen=BUSY_ROUNDS)
+        self._recent: deque[float] = deque(maxlen=BUSY_EVENTS)
+        """When the last events were sequenced."""
         self._bell_wanted_since: float | None = None
         self._stopping = False
         self.polling = False
@@ -178,14 +179,14 @@ class Sequencer:
         self.trouble = None
         if done and done[0]:
             self.sequenced += done[0]
-            self._productive.append(time.monotonic())
+            self._recent.extend([time.monotonic()] * min(done[0], BUSY_EVENTS))
         return done
 
     def _busy(self) -> bool:
-        return len(self._productive) == BUSY_ROUNDS and time.monotonic() - self._productive[0] < BUSY_WINDOW
+        return len(self._recent) == BUSY_EVENTS and time.monotonic() - self._recent[0] < WINDOW
 
     def _quiet(self) -> bool:
-        return len(self._productive) < QUIET_ROUNDS or time.monotonic() - self._productive[-QUIET_ROUNDS] > QUIET_WINDOW
+        return len(self._recent) < QUIET_EVENTS or time.monotonic() - self._recent[-QUIET_EVENTS] > WINDOW
 
     async def _poll(self, connection: Connection) -> None:
         """Look every few milliseconds, holding DOORBELL if it can be had, until it is quiet and all

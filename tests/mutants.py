@@ -51,7 +51,7 @@ MUTANTS = [
     Mutant("prune the young", 3, SQL + "prune_v01.sql", "(WHERE e.created_at >= now() - keep) - 1", "(WHERE e.created_at >= now() - keep)", "test_sequence"),
     Mutant("invoker", 4, SQL + "capture_v01.sql", "plpgsql SECURITY DEFINER", "plpgsql", "test_capture"),
     Mutant("size", 4, SQL + "fit_v01.sql", "CASE WHEN octet_length(t) <= 16777216 THEN t END", "t", "test_capture"),
-    Mutant("loud bell", 4, SQL + "ring_v01.sql", "IF (CASE WHEN pg_try_advisory_lock_shared(7499639, 2) THEN pg_advisory_unlock_shared(7499639, 2) END)", "IF true", "test_sequencer"),
+    Mutant("loud bell", 4, SQL + "ring_v01.sql", "IF (CASE WHEN pg_try_advisory_lock_shared(7499639, 2) THEN pg_advisory_unlock_shared(7499639, 2) ELSE false END)", "IF true", "test_sequencer"),
     Mutant("no witnesses", 1, "app/sequencer.py", "self.witnesses = await self._holders(connection)", "self.witnesses = set()", "test_sequencer"),
     Mutant("no second look", 1, "app/sequencer.py", "again = rung and not worked", "again = False", "test_sequencer"),
     Mutant("no last ring", 1, "app/sequencer.py", "if self.polling or self.witnesses:\n                #", "if False:\n                #", "test_sequencer"),

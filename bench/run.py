@@ -1,0 +1,8 @@
+"""Everything, one after the other, in one table."""
+
+import bulk
+import latency
+import writers
+from side_by_side import parser, run
+
+run(parser(__doc__).parse_args(), writers.measure, latency.measure, bulk.measure)
