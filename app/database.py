@@ -41,7 +41,7 @@ async def connect(url: str, name: str, command_timeout: float | None = None, **s
         url,
         timeout=CONNECT_TIMEOUT,
         command_timeout=command_timeout,
-        server_settings={"application_name": name, **server_settings},
+        server_settings={"application_name": name, "default_transaction_isolation": "read committed", **server_settings},
     )
     _keep_alive(connection)
     return connection

@@ -24,7 +24,9 @@ async def examine(url: str) -> list[Finding]:
             await schema.check(connection)
         except SchemaMismatch as error:
             return [*findings, Finding(False, f"schema: {error}")]
-        findings.append(Finding(True, f"schema: version {await schema.version(connection)}"))
+        found, latest = await schema.version(connection) or 0, schema.latest()
+        behind = "" if found >= latest else f", this Rowcast knows {latest}: run `rowcast migrate up`"
+        findings.append(Finding(not behind, f"schema: version {found}{behind}"))
         return [*findings, *await _triggers(connection), *await _roles(connection), await _log(connection)]
 
 
@@ -57,7 +59,8 @@ async def _triggers(connection: Connection) -> list[Finding]:
     states = {row["name"]: row["enabled"] for row in rows}
     wanted = [f"{table}.rowcast_{what}" for table in CAPTURED for what in ("insert", "update", "delete", "touch")]
     wrong = [f"{name} is {'disabled' if name in states else 'missing'}" for name in wanted if not states.get(name)]
-    gone = [name for name in FUNCTIONS if await connection.fetchval("SELECT to_regproc($1)", f"rowcast.{name}") is None]
+    there = await connection.fetchval("SELECT array_agg(proname::text) FROM pg_proc WHERE pronamespace = 'rowcast'::regnamespace")
+    gone = [name for name in FUNCTIONS if name not in there]
     wrong += [f"their function rowcast.{name} is missing" for name in gone]
     return [Finding(False, f"triggers: {text}; changes are not seen") for text in wrong] or [
         Finding(True, f"triggers: {len(wanted)} in place")

@@ -113,7 +113,10 @@ class Event:
 
 
 def _status(payload: bytes) -> object:
-    row = msgspec.json.decode(payload)
+    try:
+        row = msgspec.json.decode(payload)
+    except msgspec.DecodeError:
+        return None  # numbers that only PostgreSQL can hold
     for noun in ("job", "run"):
         row = row.get(noun, row) if isinstance(row, dict) else row
     return row.get("status") if isinstance(row, dict) else None

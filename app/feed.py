@@ -57,6 +57,10 @@ class Feed:
         """Milliseconds after which a client is to reconnect, spread so that they do not all come at once."""
         return int(1000 * self._retry * random.uniform(0.5, 1.5))
 
+    @property
+    def clients(self) -> int:
+        return len(self._clients)
+
     def follow(self, topic: Topic, wish: Wish, sink: Sink) -> Follower:
         return Follower(self.hub, topic, wish, sink, self.catch_up)
 

@@ -23,6 +23,7 @@ class Subscriber(Protocol):
     def deliver(self, event: Event) -> None: ...
     def lagged(self) -> None: ...
     def reset(self, reason: str) -> None: ...
+    def fail(self, problem: str) -> None: ...
 
 
 class Hub:
@@ -72,7 +73,12 @@ class Hub:
                     subscriber.lagged()
                 else:
                     subscriber.position = event.position
-                    subscriber.deliver(event)
+                    try:
+                        subscriber.deliver(event)
+                    except Exception:  # one client's trouble is nobody else's
+                        logger.exception("hub: %r failed", subscriber)
+                        self.leave(subscriber)
+                        subscriber.fail("internal error")
         self.position = event.position
         self.published += 1
 

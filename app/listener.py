@@ -161,16 +161,18 @@ class Listener:
             await self._behind.wait()
             self._behind.clear()
             while self._hub.position < self._told:
-                batch = await self._log.read(self._epoch, self._hub.position, self._told)
+                # What is heard from here on counts anew: it may be of after this read.
+                upto, self._told = self._told, self._hub.position
+                batch = await self._log.read(self._epoch, self._hub.position, upto)
                 if batch.pruned:
                     bounds = await self._log.bounds()
                     self._hub.skip(bounds.floor)
+                    self._told = Position(max(self._told, upto))
                     continue
                 for event in batch.events:
                     self._hub.publish(event)
-                if not batch.events:
-                    break  # told of more than there is: a forged notification
+                if not batch.complete:
+                    self._told = Position(max(self._told, upto))
                 await asyncio.sleep(0)
-            self._told = self._hub.position
             self._reading = False
             self._report(None)

@@ -13,18 +13,20 @@ READ_BYTES = 1_000_000
 PRUNE_EVENTS = 2000
 PRUNE_TIMEOUT = 300.0
 
-_COLUMNS = "position, type, session_id, project_id, job_id, date_part('epoch', created_at) AS created_at, payload::text"
-
-# One snapshot for floor and rows. `size` is the running sum of the stored payloads: the row that
-# passes the bound is the last. A NULL position: nothing there.
+# One snapshot for floor and rows. `size` is the running sum of the payloads' text: the row that passes the
+# bound is the last. What is stored may be compressed a hundredfold, so that is bounded first, to decompress
+# only what may be needed. A NULL position: nothing there.
 _READ = f"""
-    SELECT p.floor, e.size, {_COLUMNS}
+    SELECT p.floor, e.size, e.position, e.type, e.session_id, e.project_id, e.job_id, e.created_at, e.payload
       FROM rowcast.pruned p LEFT JOIN LATERAL (
-        SELECT *, sum(pg_column_size(payload)) OVER (ORDER BY position) AS size
-          FROM (SELECT * FROM rowcast.event
-                 WHERE position > $1 AND position <= $2 {{where}}
-                 ORDER BY position LIMIT {READ_EVENTS}) found
-      ) e ON e.size - pg_column_size(e.payload) < {READ_BYTES}
+        SELECT *, sum(octet_length(payload)) OVER (ORDER BY position) AS size
+          FROM (SELECT position, type, session_id, project_id, job_id, date_part('epoch', created_at) AS created_at, payload::text
+                  FROM (SELECT *, sum(pg_column_size(payload)) OVER (ORDER BY position) - pg_column_size(payload) AS before
+                          FROM (SELECT * FROM rowcast.event
+                                 WHERE position > $1 AND position <= $2 {{where}}
+                                 ORDER BY position LIMIT {READ_EVENTS}) found) stored
+                 WHERE before < {READ_BYTES}) text
+      ) e ON e.size - octet_length(e.payload) < {READ_BYTES}
      ORDER BY position
 """
 _READ_ALL = _READ.format(where="")

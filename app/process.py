@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LOOK_INTERVAL = 0.2
 RESTART_DELAY = 0.5
+PATIENCE = 12.0
+"""Seconds that children get to end."""
 
 
 def end_with_parent(how: signal.Signals) -> Callable[[], None] | None:
@@ -50,7 +52,7 @@ class Child:
 
 
 def keep_running(children: Sequence[Child], on_start: Callable[[Child], None] = lambda child: None) -> None:
-    """Until SIGTERM or SIGINT; then end them, in the reverse order."""
+    """Until SIGTERM or SIGINT; then end them."""
     stopping = False
 
     def stop(signum: int, frame: object) -> None:
@@ -71,7 +73,13 @@ def keep_running(children: Sequence[Child], on_start: Callable[[Child], None] = 
                 time.sleep(RESTART_DELAY)
                 child.start()
                 on_start(child)
-    for child in reversed(children):
+    for child in children:
         if child.process:
             child.process.terminate()
-            child.process.wait()
+    deadline = time.monotonic() + PATIENCE
+    for child in children:
+        if child.process:
+            try:
+                child.process.wait(max(deadline - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                child.process.kill()

@@ -54,6 +54,8 @@ async def check(connection: DriverConnection | Pool) -> None:
         raise SchemaMismatch("the database has no Rowcast schema: run `rowcast migrate up`")
     if found < wanted - 1:
         raise SchemaMismatch(f"the schema is at version {found} and this Rowcast needs {wanted}: run `rowcast migrate up`")
+    if found < wanted:
+        logger.warning("the schema is at version %d, this Rowcast knows %d: run `rowcast migrate up`", found, wanted)
     if found > wanted + 1:
         raise SchemaMismatch(f"the schema is at version {found}, this Rowcast knows {wanted}: install a newer Rowcast")
 

@@ -36,7 +36,7 @@ WITNESS_INTERVAL = 0.02
 SECOND_LOOK = 0.1
 PING_INTERVAL, PING_TIMEOUT = 1.0, 2.0
 CALL_TIMEOUT = 10.0
-"""After which a connection counts as half open. A call that is too slow for it begins again with FIRST_LIMIT."""
+"""After which a connection counts as half open. A call that is too slow for it is tried again with fewer rows."""
 
 RECONNECT = 0.25
 PRUNE_INTERVAL, PRUNE_IDLE_INTERVAL = 1.0, 60.0
@@ -49,6 +49,7 @@ SERVER_SETTINGS = {
     "tcp_keepalives_idle": "2",
     "tcp_keepalives_interval": "1",
     "tcp_keepalives_count": "3",
+    "statement_timeout": "8000",  # below CALL_TIMEOUT: what we give up, the server gives up too
     "plan_cache_mode": "force_generic_plan",
 }
 
@@ -75,6 +76,8 @@ class Sequencer:
         self._recent: deque[float] = deque(maxlen=BUSY_EVENTS)
         """When the last events were sequenced."""
         self._bell_wanted_since: float | None = None
+        self._limit = FIRST_LIMIT
+        """With how many rows a drain begins: fewer after a call that took too long."""
         self._stopping = False
         self.polling = False
         """Whether we hold DOORBELL."""
@@ -100,6 +103,8 @@ class Sequencer:
             try:
                 await self._connected()
             except TROUBLE as error:
+                if isinstance(error, TimeoutError | asyncpg.QueryCanceledError):
+                    self._limit = max(self._limit // 4, 1)
                 if self.trouble is None:
                     logger.warning("sequencer: %s", explain(error))
                 self.trouble = explain(error)
@@ -142,7 +147,7 @@ class Sequencer:
         holds it may be frozen; sequence() has a lock of its own.
         """
         self._rung.clear()
-        done = await self._call(connection, _SEQUENCE_IF_FREE, FIRST_LIMIT)
+        done = await self._call(connection, _SEQUENCE_IF_FREE, self._limit)
         if done is None:
             if unasked:
                 await self._drain(connection)
@@ -159,11 +164,12 @@ class Sequencer:
 
     async def _drain(self, connection: Connection) -> None:
         """Call until nothing is left; `more` also after a half-done snapshot, for that one was old."""
-        limit = FIRST_LIMIT
+        limit = self._limit
         while True:
             done = await self._call(connection, _SEQUENCE, limit)
             assert done is not None
             if not done[1]:
+                self._limit = FIRST_LIMIT
                 return
             if done[0] == limit:
                 limit = min(limit * 2, LAST_LIMIT)

@@ -36,6 +36,9 @@ class Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         await self._app.state.rowcast.drain()
+        if self._app.state.rowcast.feed.clients:
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()  # whoever does not read even now
         await super().shutdown(sockets)
 
     @contextmanager

@@ -1,13 +1,14 @@
 """All settings, in one table: name, default, help. Read from the environment and from `.env`."""
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .errors import ConfigurationError
 
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=315_360_000, allow_inf_nan=False)]  # ten years
 
 
 class Settings(BaseSettings):
@@ -47,6 +48,10 @@ class Settings(BaseSettings):
         scheme, colon, rest = url.partition("://")
         if not colon or scheme.partition("+")[0] not in ("postgresql", "postgres"):
             raise ValueError("must begin with postgresql://")
+        try:
+            urlsplit(f"postgresql://{rest}").port  # noqa: B018
+        except ValueError as error:
+            raise ValueError(f"is no address: {error}") from None
         return f"postgresql://{rest}"
 
 

@@ -75,13 +75,13 @@ def _stream(target: Target) -> Iterator[tuple[str, str] | None]:
 
 
 def _events(response: http.client.HTTPResponse, target: Target) -> Iterator[tuple[str, str]]:
-    type, data = "message", []
+    type, data, id = "message", [], target.after
     for line in response:
         field, _, value = line.decode().rstrip("\r\n").partition(":")
         value = value.removeprefix(" ")
         match field:
             case "id":
-                target.after = value
+                id = value
             case "event":
                 type = value
             case "data":
@@ -89,6 +89,7 @@ def _events(response: http.client.HTTPResponse, target: Target) -> Iterator[tupl
             case "retry":
                 target.retry = int(value) / 1000
             case "" if not line.strip():
+                target.after = id  # only now: a frame that was cut in the middle comes again
                 if data:
                     yield type, "\n".join(data)
                 type, data = "message", []

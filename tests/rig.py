@@ -128,6 +128,7 @@ class Stream:
         parts = urlsplit(url)
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=limit or 2**20)
         stream = cls(reader, writer)
+        stream.last_id = after
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         header = f"Last-Event-ID: {after}\r\n" if after else ""
         writer.write(f"{method} {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept: text/event-stream\r\n{header}\r\n".encode())

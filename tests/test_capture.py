@@ -5,6 +5,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from rowcast import schema
 
 from .rig import Writer, on_database
 
@@ -416,3 +417,37 @@ async def test_two_phase_commit_needs_a_silent_bell(writer: Writer, session: str
     await writer.message(session)
     with pytest.raises(asyncpg.FeatureNotSupportedError, match="NOTIFY"):
         await db.execute("PREPARE TRANSACTION 'rowcast test'")
+
+
+async def test_functions_may_be_denied_to_the_public_by_default(empty_database: str) -> None:
+    role = "rowcast_test_denied"
+    await on_database(
+        empty_database,
+        "ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC",
+        f"DO $$ BEGIN CREATE ROLE {role}; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+    )
+    await schema.migrate(empty_database, "head")
+    db = await asyncpg.connect(empty_database)
+    session = await Writer(db).session()
+    await db.execute(f"GRANT ALL ON message TO {role}; SET ROLE {role}")
+    id = await Writer(db).message(session)
+    await Writer(db).update("message", id, text="x")
+    await db.execute("RESET ROLE")
+    await db.execute("SELECT rowcast.adopt()")
+    assert await db.fetchval("SELECT n FROM rowcast.sequence(10)") == 2
+    await db.close()
+    await on_database(empty_database, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+async def test_row_security_hides_no_audience_and_fails_no_write(writer: Writer, database: str) -> None:
+    project = await writer.project()
+    session = await writer.session(project)
+    job = await writer.insert("job", session_id=session, kind="agent")
+    await writer.outbox()
+    await writer.db.execute(
+        "ALTER TABLE session ENABLE ROW LEVEL SECURITY; ALTER TABLE job ENABLE ROW LEVEL SECURITY; SET row_security = off"
+    )
+    await writer.insert("job_step", job_id=job)  # by its owner, who is above policies; the capture's role is not
+    await writer.db.execute("RESET row_security")
+    (row,) = await writer.outbox()
+    assert (row["type"], row["session_id"], row["project_id"]) == ("agent.step.updated", session, str(project))

@@ -42,9 +42,10 @@ class Writers:
         self._dice = dice
         self._token = 0
         self.transactions = 0
+        self.over = False
 
-    async def run(self, end: float, slow: bool) -> None:
-        while time.monotonic() < end:
+    async def run(self, slow: bool) -> None:
+        while not self.over:
             try:
                 connection = await asyncpg.connect(self._url, timeout=2)
             except AWAY:
@@ -52,7 +53,7 @@ class Writers:
                 continue
             try:
                 await connection.execute(f"SET synchronous_commit = {self._dice.choice(['on', 'off'])}")
-                while time.monotonic() < end:
+                while not self.over:
                     await self._transaction(connection, slow)
             except AWAY:
                 pass
@@ -167,12 +168,14 @@ class Havoc:
     async def run(self, end: float) -> None:
         acts = [self.kill_hub, self.freeze_hub, self.end_hub, self.restart, self.crash, self.cut_listeners]
         self._dice.shuffle(acts)
-        while time.monotonic() < end:
+        rounds = 0
+        while time.monotonic() < end or not rounds:  # each at least once
             for act in acts:
-                if time.monotonic() < end:
+                if time.monotonic() < end or not rounds:
                     await asyncio.sleep(self._dice.uniform(0.3, 1.5))
                     self.done.append(act.__name__)
                     await act()
+            rounds += 1
 
     async def kill_hub(self) -> None:
         hub = self._dice.choice(self._hubs)
@@ -273,7 +276,10 @@ async def run(postgres: EmbeddedPostgres, hubs: list[HubProcess], sessions: list
     havoc = Havoc(postgres, hubs, dice)
     end = time.monotonic() + seconds
     following = [asyncio.create_task(client.run()) for client in clients]
-    await asyncio.gather(havoc.run(end), *(writers.run(end, slow=n == 0) for n in range(WRITERS)))
+    writing = [asyncio.create_task(writers.run(slow=n == 0)) for n in range(WRITERS)]
+    await havoc.run(end)
+    writers.over = True
+    await asyncio.gather(*writing)
 
     db = await asyncpg.connect(postgres.url)
     while await db.fetchval("SELECT more OR n > 0 FROM rowcast.sequence(1000)"):

@@ -5,8 +5,9 @@ from contextlib import suppress
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import msgspec
 import pytest
-from rowcast import schema
+from rowcast import listener, schema
 from rowcast.embedded import EmbeddedPostgres
 
 from .rig import Hub, Writer, get, on_database, postgres, until
@@ -108,36 +109,24 @@ async def test_a_half_open_connection_is_found_and_replaced(database: str, write
         assert event.data["message"]["text"] == "into the void"
 
 
-async def test_a_lost_notification_costs_latency_and_no_event(hub: Hub, writer: Writer) -> None:
+async def test_a_lost_notification_costs_latency_and_no_event(hub: Hub, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     session = await writer.session()
     stream = await hub.follow(session)
     await stream.until("caught_up")
-    listener, deaf = hub.rowcast.listener, 3
-    heard = listener._on_event
+    understood, deaf = listener.decode_notice, 3
 
-    def lossy(*notification: object) -> None:
+    def lossy(text: str) -> object:
         nonlocal deaf
         deaf -= 1
-        if deaf < 0:
-            heard(*notification)  # type: ignore[arg-type]
+        if deaf >= 0:
+            raise msgspec.ValidationError("lost")
+        return understood(text)
 
-    connection = await _listening(hub)
-    await connection.remove_listener("rowcast", listener._on_event)
-    await connection.add_listener("rowcast", lossy)
+    monkeypatch.setattr(listener, "decode_notice", lossy)
     for n in range(5):
         await writer.message(session, str(n))
     seen = [(await stream.expect("agent.message.appended"))[0].data["message"]["text"] for _ in range(5)]
     assert seen == ["0", "1", "2", "3", "4"]
-
-
-async def _listening(hub: Hub) -> asyncpg.Connection:
-    import gc
-
-    def ours(thing: object) -> bool:
-        return isinstance(thing, asyncpg.Connection) and "rowcast" in thing._listeners
-
-    (connection,) = filter(ours, gc.get_objects())
-    return connection
 
 
 @pytest.mark.parametrize(
@@ -282,3 +271,26 @@ async def promote(standby: EmbeddedPostgres, session: str, cursor: str, lost: st
             assert reset.data["reason"] == "epoch"
         await connection.close()
         await hub.stop()
+
+
+async def test_a_forged_far_position_hides_nothing(hub: Hub, writer: Writer) -> None:
+    session = await writer.session()
+    stream = await hub.follow(session)
+    await stream.until("caught_up")
+    for n in range(30):
+        forged = f'{{"epoch": "{hub.rowcast.hub.lineage.epoch}", "upto": 1000000}}'
+        await writer.db.execute("SELECT pg_notify('rowcast', $1)", forged)
+        await writer.message(session, str(n))
+        event = await stream.next(patience=5)
+        assert event is not None
+        assert event.data["message"]["text"] == str(n)
+
+
+async def test_the_isolation_of_the_database_does_not_matter(database: str, writer: Writer) -> None:
+    await on_database(database, f'ALTER DATABASE "{database.rpartition("/")[2]}" SET default_transaction_isolation = serializable')
+    async with Hub(database) as hub:
+        session = await writer.session()
+        async with await hub.follow(session) as stream:
+            await stream.until("caught_up")
+            await writer.message(session)
+            await stream.expect("agent.message.appended")

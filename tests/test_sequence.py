@@ -396,3 +396,28 @@ async def test_outbox_ids_are_not_cached(db: asyncpg.Connection) -> None:
     assert (
         await db.fetchval("SELECT seqcache FROM pg_sequence WHERE seqrelid = pg_get_serial_sequence('rowcast.outbox', 'id')::regclass") == 1
     )
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "jsonb_build_object('text', repeat(chr(1), 200000000))",  # six bytes each as text
+        "(SELECT jsonb_agg(1e130000::numeric) FROM generate_series(1, 9000))",
+        "jsonb_build_object('text', repeat('x', 40000000))",
+    ],
+)
+async def test_a_payload_that_nobody_can_read_stops_nobody(db: asyncpg.Connection, payload: str) -> None:
+    await db.execute("SELECT rowcast.adopt()")
+    await db.execute(f"INSERT INTO rowcast.outbox (session_id, type, payload) SELECT 's', 'test', {payload}")
+    await db.execute(CAPTURE, "1")
+    await drain(db)
+    assert [row["payload"] for row in await log(db)] == ['{"omitted": true}', "1"]
+
+
+async def test_large_columns_do_not_fail_the_write(writer: Writer) -> None:
+    session = await writer.session()
+    await writer.db.execute(
+        "INSERT INTO job (session_id, result) VALUES ($1::uuid, jsonb_build_object('a', repeat('x', 268435300)))", session
+    )
+    (row,) = await writer.outbox()
+    assert json.loads(row["payload"])["job"]["result"] is None

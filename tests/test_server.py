@@ -178,3 +178,13 @@ async def test_connections_are_constant(hub: Hub, writer: Writer, db: asyncpg.Co
     for _ in range(100):
         await (await hub.follow(session)).until("caught_up")
     assert await db.fetchval(LEFT) <= 2 + hub.settings.pool_size
+
+
+async def test_a_frozen_hub_gives_up_its_locks(database: str, writer: Writer) -> None:
+    async with HubProcess(database) as hub:
+        mine = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'rowcast sequencer' AND datname = current_database()"
+        await until_sql(writer.db, f"SELECT ({mine}) = 1")
+        hub.send(signal.SIGSTOP)
+        await until_sql(writer.db, f"SELECT ({mine}) = 0", patience=9)
+        hub.send(signal.SIGCONT)
+        await until_sql(writer.db, f"SELECT ({mine}) = 1")

@@ -93,9 +93,10 @@ async def test_the_header_wins_over_the_query(hub: Hub, writer: Writer) -> None:
 async def test_where_a_client_without_a_cursor_begins(hub: Hub, writer: Writer) -> None:
     session = await writer.session()
     watch = await hub.follow(session)
+    await watch.expect("connected", "caught_up")
     await writer.message(session, "old")
     await writer.message(session, "new")
-    (_, _, old, _) = await watch.expect("connected", "caught_up", "agent.message.appended", "agent.message.appended")
+    (old, _) = await watch.expect("agent.message.appended", "agent.message.appended")
     await writer.db.execute("UPDATE rowcast.event SET created_at = now() - interval '10 minutes' WHERE position = $1", old.position)
     for since, texts in {"start": ["old", "new"], "recent": ["new"], "now": []}.items():
         async with await hub.follow(session, from_=since) as stream:
@@ -391,3 +392,49 @@ async def test_a_hub_ends_streams_in_order(hub: Hub, writer: Writer) -> None:
         assert stream.retry == bye.data["retry"]
         retries.add(stream.retry)
     assert len(retries) > 10, "spread, or all come back at once"
+
+
+async def test_a_number_that_only_postgresql_can_hold_stops_nobody(hub: Hub, writer: Writer) -> None:
+    session, other = await writer.session(), await writer.session()
+    ending = [await hub.follow(session, until="end") for _ in range(3)]
+    plain, stranger = await hub.follow(session), await hub.follow(other)
+    for stream in (*ending, plain, stranger):
+        await stream.until("caught_up")
+    huge = "jsonb_build_object('x', 1e400::numeric + 0.5)"
+    await writer.db.execute(f"INSERT INTO job (status, session_id, result) VALUES ('completed', $1::uuid, {huge})", session)
+    await writer.message(other)
+    await stranger.expect("agent.message.appended")
+    await plain.expect("task.created")
+    assert hub.rowcast.listener.reconnects == 0
+    assert not hub.rowcast.supervisor.died
+
+
+async def test_one_that_fails_is_told_and_the_others_go_on(hub: Hub, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = await writer.session()
+    streams = [await hub.follow(session) for _ in range(2)]
+    for stream in streams:
+        await stream.until("caught_up")
+    victim = next(iter(next(iter(hub.rowcast.hub._live.values()))))
+
+    def broken(event: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(victim, "deliver", broken)
+    await writer.message(session)
+    seen = [await stream.next() for stream in streams]
+    assert {event.type for event in seen if event} == {"error", "agent.message.appended"}
+
+
+async def test_what_is_held_for_a_slow_client_is_bounded_as_text(hub: Hub, writer: Writer) -> None:
+    """Rows that are stored compressed a hundredfold."""
+    session = await writer.session()
+    for _ in range(10):
+        await writer.db.execute(
+            "INSERT INTO message (session_id, text) VALUES ($1::uuid, repeat('All work and no play. ', 140000))", session
+        )
+    await until(lambda: hub.rowcast.hub.position == 10)
+    stuck = await Stream.open(hub.sse(session, from_="start"), limit=1024)
+    await until(lambda: any(c.sink._buffered > 1000 for c in hub.rowcast.feed._clients))  # type: ignore[attr-defined]
+    (follower,) = hub.rowcast.feed._clients
+    assert follower.sink._buffered < 2 * 3_100_000  # type: ignore[attr-defined]
+    stuck.abort()

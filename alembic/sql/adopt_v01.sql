@@ -35,7 +35,7 @@ BEGIN
     DELETE FROM rowcast.outbox RETURNING *
   ), logged AS (
     INSERT INTO rowcast.event (position, outbox_id, session_id, project_id, job_id, type, payload, created_at)
-    SELECT head.position + row_number() OVER (ORDER BY t.id), t.id, t.session_id, t.project_id, t.job_id, t.type, t.payload, t.created_at
+    SELECT head.position + row_number() OVER (ORDER BY t.id), t.id, t.session_id, t.project_id, t.job_id, t.type, rowcast.bounded(t.payload), t.created_at
       FROM taken t
      WHERE NOT EXISTS (SELECT FROM rowcast.event e WHERE e.outbox_id = t.id)
     RETURNING 1

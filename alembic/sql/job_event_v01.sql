@@ -20,7 +20,7 @@ BEGIN ATOMIC
                CASE WHEN n.kind IN ('agent', 'workflow') THEN 'run' ELSE 'job' END, jsonb_build_object(
                  'id', n.id, 'kind', n.kind, 'name', n.name, 'session_id', n.session_id, 'project_id', n.project_id,
                  'status', n.status, 'stage', n.stage, 'progress', n.progress, 'message', rowcast.fit(n.message),
-                 'result', n.result, 'error', rowcast.fit(n.error), 'cancel_requested_at', n.cancel_requested_at,
+                 'result', rowcast.fit(n.result), 'error', rowcast.fit(n.error), 'cancel_requested_at', n.cancel_requested_at,
                  'created_at', n.created_at, 'updated_at', n.updated_at),
                'timestamp', at)
              || CASE WHEN e.change = 'failed' THEN jsonb_build_object('errorMessage', rowcast.fit(n.error)) ELSE '{}' END

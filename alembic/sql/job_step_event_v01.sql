@@ -11,7 +11,7 @@ BEGIN ATOMIC
              jsonb_build_object(
                CASE WHEN t.type LIKE 'workflow.%' THEN 'nodeState' ELSE 'step' END, jsonb_build_object(
                  'id', n.id, 'job_id', n.job_id, 'name', n.name, 'sequence_number', n.sequence_number, 'status', n.status,
-                 'state', n.state, 'error', rowcast.fit(n.error), 'created_at', n.created_at, 'updated_at', n.updated_at),
+                 'state', rowcast.fit(n.state), 'error', rowcast.fit(n.error), 'created_at', n.created_at, 'updated_at', n.updated_at),
                'timestamp', at)
              || CASE WHEN n.status = 'failed' THEN jsonb_build_object('errorMessage', rowcast.fit(n.error)) ELSE '{}' END
          END

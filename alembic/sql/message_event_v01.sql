@@ -20,7 +20,7 @@ BEGIN ATOMIC
              jsonb_build_object(
                'message', jsonb_build_object(
                  'id', n.id, 'session_id', n.session_id, 'job_id', n.job_id, 'role', n.role, 'status', n.status,
-                 'metadata', n.metadata, 'created_at', n.created_at, 'updated_at', n.updated_at)
+                 'metadata', rowcast.fit(n.metadata), 'created_at', n.created_at, 'updated_at', n.updated_at)
                  || CASE WHEN e.grew THEN '{}' ELSE jsonb_build_object('text', rowcast.fit(n.text)) END,
                'timestamp', at)
              || CASE WHEN e.grew AND octet_length(n.text) > octet_length(o.text)

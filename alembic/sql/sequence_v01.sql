@@ -45,7 +45,8 @@ BEGIN
      ORDER BY id LIMIT max_rows
   ), logged AS (
     INSERT INTO rowcast.event (position, outbox_id, session_id, project_id, job_id, type, payload, created_at)
-    SELECT head.position + row_number() OVER (ORDER BY id), id, session_id, project_id, job_id, type, payload, created_at
+    SELECT head.position + row_number() OVER (ORDER BY id), id, session_id, project_id, job_id, type,
+           CASE WHEN pg_column_size(payload) < 500 THEN payload ELSE rowcast.bounded(payload) END, created_at
       FROM due
     RETURNING outbox_id
   )

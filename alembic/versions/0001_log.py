@@ -10,8 +10,17 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
-FUNCTIONS = ("ring", "touch", "fit", "attach", "is_ours", "span", "envelope", "sequence", "adopt", "prune")
+FUNCTIONS = ("ring", "touch", "fit", "fit_json", "attach", "is_ours", "span", "bounded", "envelope", "sequence", "adopt", "prune")
 FOR_THE_HUB = ("sequence(integer)", "adopt()", "prune(interval, integer)")
+FOR_THE_OWNER = (
+    "ring()",
+    "fit(text)",
+    "fit(jsonb)",
+    "is_ours(xid, xid8, oid)",
+    "span(pg_snapshot, pg_snapshot)",
+    "bounded(jsonb)",
+    "envelope",
+)
 TABLES = ("outbox", "event", "head", "epoch", "pruned")
 
 
@@ -83,6 +92,8 @@ def upgrade() -> None:
         """INSERT INTO rowcast.epoch (epoch, start, timeline, database)
            SELECT left(gen_random_uuid()::text, 8), 0, left(pg_walfile_name(pg_current_wal_lsn()), 8), oid
              FROM pg_database WHERE datname = current_database()""",
+        # Named, for PUBLIC may have been denied by default.
+        *(f"GRANT EXECUTE ON FUNCTION rowcast.{function} TO rowcast_owner" for function in FOR_THE_OWNER),
         "GRANT USAGE ON SCHEMA rowcast TO rowcast_hub, rowcast_owner",
         "GRANT CREATE ON SCHEMA rowcast TO rowcast_owner",
         *(f"ALTER TABLE rowcast.{table} OWNER TO rowcast_owner" for table in TABLES),
@@ -94,7 +105,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    execute(*(f"DROP FUNCTION rowcast.{name}" for name in reversed(FUNCTIONS)))
+    functions = ("fit(jsonb)" if name == "fit_json" else "fit(text)" if name == "fit" else name for name in reversed(FUNCTIONS))
+    execute(*(f"DROP FUNCTION rowcast.{function}" for function in functions))
     for table in TABLES:
         op.drop_table(table, schema="rowcast")
     create("drop_roles_v01")

@@ -111,10 +111,13 @@ def upgrade() -> None:
         create(f"{name}_event_v01")
         create("capture_v01", table=name)
         execute(
+            f"GRANT EXECUTE ON FUNCTION rowcast.{name}_event TO rowcast_owner",
             f"ALTER FUNCTION rowcast.capture_{name} OWNER TO rowcast_owner",
             f"SELECT rowcast.attach('public.{name}', 'rowcast.capture_{name}')",
         )
     execute("GRANT SELECT ON public.session, public.job TO rowcast_owner")
+    for name in ("session", "job"):  # so that row security, switched on one day, does not hide who follows
+        execute(f"CREATE POLICY rowcast_capture ON public.{name} FOR SELECT TO rowcast_owner USING (true)")
 
 
 def downgrade() -> None:

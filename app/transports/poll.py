@@ -51,6 +51,9 @@ class Waiter:
         self.ended = True
         self._woken.set()
 
+    def fail(self, problem: str) -> None:
+        self._woken.set()
+
     def lagged(self) -> None: ...
     def keep_alive(self) -> None: ...
 
