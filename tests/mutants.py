@@ -73,23 +73,27 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-def survives(mutant: Mutant, copy: Path) -> str | None:
+def failure(files: str, copy: Path, name: str) -> str | None:
     """The first test that fails, or None if all pass."""
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "ROWCAST_MUTANT": name}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
+    command += [f"tests/{file}.py" for file in files.split()]
+    try:
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=600)
+    except subprocess.TimeoutExpired:
+        return "(it hung)"
+    found = re.search(r"^(?:FAILED|ERROR) tests/(\S+?)(?: - .*)?$", done.stdout, re.M)
+    return None if done.returncode == 0 else found[1] if found else f"(exit {done.returncode})"
+
+
+def survives(mutant: Mutant, copy: Path) -> str | None:
     path = copy / mutant.file
     text = path.read_text()
     if text.count(mutant.old) != 1:
         sys.exit(f"{mutant.name}: {mutant.file} holds its text {text.count(mutant.old)} times")
     path.write_text(text.replace(mutant.old, mutant.new))
     try:
-        files = [f"tests/{name}.py" for name in mutant.tests.split()]
-        environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "ROWCAST_MUTANT": mutant.name}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", *files]
-        try:
-            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=600)
-        except subprocess.TimeoutExpired:
-            return "(it hung)"
-        found = re.search(r"^(?:FAILED|ERROR) tests/(\S+?)(?: - .*)?$", done.stdout, re.M)
-        return None if done.returncode == 0 else found[1] if found else f"(exit {done.returncode})"
+        return failure(mutant.tests, copy, mutant.name)
     finally:
         path.write_text(text)
 
@@ -102,6 +106,9 @@ def main() -> None:
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", ".rowcast", "__pycache__", ".hypothesis"))
         (copy / "rowcast").symlink_to("app")
         Path(folder).chmod(0o755)
+        # Tests that fail by themselves would prove nothing.
+        if broken := failure(" ".join(sorted({file for mutant in chosen for file in mutant.tests.split()})), copy, ""):
+            sys.exit(f"unbroken, the tests fail already: {broken}")
         for mutant in chosen:
             caught = survives(mutant, copy)
             survivors += caught is None
