@@ -30,7 +30,7 @@ DOUBT_PAUSE = 0.1
 
 
 class Listener:
-    def __init__(self, url: str, log: Log, hub: Hub, heartbeat: float, on_doorbell: Callable[[], None]) -> None:
+    def __init__(self, url: str, log: Log, hub: Hub, heartbeat: float, on_doorbell: Callable[[str], None]) -> None:
         self._url = url
         self._log = log
         self._hub = hub
@@ -98,11 +98,11 @@ class Listener:
         await schema.check(connection)
         self._reading = True  # what is heard from here on waits for the log to be read
         await connection.add_listener(CHANNEL, self._on_event)
-        await connection.add_listener(DOORBELL_CHANNEL, lambda *_: self._on_doorbell())
+        await connection.add_listener(DOORBELL_CHANNEL, lambda *a: self._on_doorbell(str(a[3])))
         await connection.add_listener(self._beat_channel, lambda *_: self._heard.set())
         await self._probe(connection)
         await self._identify(connection)
-        self._on_doorbell()  # nobody may have heard those that rang while we were away
+        self._on_doorbell("")  # nobody may have heard those that rang while we were away
 
     async def _probe(self, connection: Connection) -> None:
         """A NOTIFY round trip: proves that the connection lives and that notifications arrive on it."""

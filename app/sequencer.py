@@ -23,6 +23,8 @@ SEQUENCER = "7499639, 1"
 DOORBELL = "7499639, 2"
 
 DOORBELL_CHANNEL = "rowcast_doorbell"
+HANDOVER = "handover"
+"""The doorbell's payload when a process that was polling ends."""
 
 FIRST_LIMIT, LAST_LIMIT = 2000, 50_000
 """Rows a call. It grows while calls come back full, or a backlog would take quadratic time."""
@@ -79,6 +81,8 @@ class Sequencer:
         self._limit = FIRST_LIMIT
         """With how many rows a drain begins: fewer after a call that took too long."""
         self._stopping = False
+        self._inherits = False
+        """Whether another process may have been polling before us: its witnesses are ours then."""
         self.polling = False
         """Whether we hold DOORBELL."""
         self.witnesses: set[str] = set()
@@ -90,7 +94,9 @@ class Sequencer:
         state = self.trouble or ("polling" if self.polling else "asleep")
         return f"<Sequencer {state}, {self.sequenced} sequenced, {len(self.witnesses)} witnesses>"
 
-    def ring(self) -> None:
+    def ring(self, payload: str = "") -> None:
+        if payload == HANDOVER:
+            self._inherits = True
         self._rung.set()
 
     def stop(self) -> None:
@@ -113,11 +119,11 @@ class Sequencer:
     async def _connected(self) -> None:
         self.polling, self.witnesses = False, set()
         async with connected(self._url, "rowcast sequencer", CALL_TIMEOUT, **SERVER_SETTINGS) as connection:
-            self._rung.set()  # whatever was rung while we were away
+            self.ring(HANDOVER)  # whatever was rung, or was not, while we were away
             await self._serve(connection)
             if self.polling or self.witnesses:
-                # Another process drains what we would have found.
-                await connection.execute(f"SELECT pg_advisory_unlock_all(), pg_notify('{DOORBELL_CHANNEL}', '')")
+                # Another process looks for what we would have found.
+                await connection.execute(f"SELECT pg_advisory_unlock_all(), pg_notify('{DOORBELL_CHANNEL}', '{HANDOVER}')")
 
     async def _serve(self, connection: Connection) -> None:
         ticked = time.monotonic()
@@ -154,10 +160,13 @@ class Sequencer:
             return False
         if done[1]:
             await self._drain(connection)
-        while self._rung.is_set() or self._busy():
+        while self._rung.is_set() or self._busy() or self._inherits:
             self._rung.clear()
+            if self._inherits:
+                self._inherits = False
+                self.witnesses = await self._holders(connection)
             await self._drain(connection)
-            if self._busy():
+            if self._busy() or self.witnesses:
                 await self._poll(connection)
         await connection.execute(f"SELECT pg_advisory_unlock({SEQUENCER})")
         return True

@@ -55,7 +55,7 @@ MUTANTS = [
     Mutant("no witnesses", 1, "app/sequencer.py", "self.witnesses = await self._holders(connection)", "self.witnesses = set()", "test_sequencer"),
     Mutant("no second look", 1, "app/sequencer.py", "again = rung and not worked", "again = False", "test_sequencer"),
     Mutant("no last ring", 1, "app/sequencer.py", "if self.polling or self.witnesses:\n                #", "if False:\n                #", "test_sequencer"),
-    Mutant("flag cleared late", 1, "app/sequencer.py", "            if not done[1]:\n                return\n", "            if not done[1]:\n                self._rung.clear()\n                return\n", "test_sequencer"),
+    Mutant("flag cleared late", 1, "app/sequencer.py", "            if not done[1]:\n                self._limit = FIRST_LIMIT\n", "            if not done[1]:\n                self._rung.clear()\n", "test_sequencer"),
     Mutant("any position", 2, "app/listener.py", "notice.event() if notice.position == self._hub.position + 1 else None", "notice.event()", "test_listener"),
     Mutant("live before read", 2, "app/listener.py", "        self._reading = True  # what is heard from here on waits for the log to be read\n", "        self._reading = False\n", "test_listener"),
     Mutant("deaf connection", 2, "app/listener.py", "                async with asyncio.timeout(self._heartbeat):\n                    await self._doubt.wait()", "                await self._doubt.wait()", "test_listener"),

@@ -25,7 +25,7 @@ class Belled:
     async def __aenter__(self) -> Sequencer:
         await on_database(self.database, "SELECT rowcast.adopt()")
         self._listening = await asyncpg.connect(self.database)
-        await self._listening.add_listener("rowcast_doorbell", lambda *_: self.sequencer.ring())
+        await self._listening.add_listener("rowcast_doorbell", lambda *a: self.sequencer.ring(str(a[3])))
         self._task = asyncio.create_task(self.sequencer.run())
         await until(lambda: self.sequencer.trouble is None)
         return self.sequencer
@@ -149,9 +149,8 @@ async def test_one_that_stops_while_it_polls_rings_for_another(writer: Writer, d
     async with Belled(database):
         await first.__aexit__()
         await running
-        await slow.execute("COMMIT")
-        await slow.execute("BEGIN; ROLLBACK")
-        await writer.message(session)
+        await all_sequenced(writer.db, await writer.db.fetchval("SELECT count(*) FROM message"))
+        await slow.execute("COMMIT")  # rings nothing; who has taken over looks for it
         await all_sequenced(writer.db, await writer.db.fetchval("SELECT count(*) FROM message"))
     await slow.close()
 
@@ -186,7 +185,12 @@ async def test_whoever_finds_the_lock_taken_looks_again(writer: Writer, database
     async with Belled(database):
         await holder.execute(f"SELECT pg_advisory_lock({module.SEQUENCER})")
         session = await writer.session()
+        now = await writer.db.fetchval("SELECT clock_timestamp()")
         await writer.message(session)
+        tried = "SELECT state = 'idle' AND query LIKE 'SELECT CASE WHEN pg_try%' AND query_start > $1"
+        await until_sql(
+            writer.db, f"{tried} FROM pg_stat_activity WHERE application_name = 'rowcast sequencer' AND datname = current_database()", now
+        )
         await holder.execute(f"SELECT pg_advisory_unlock({module.SEQUENCER})")
         await all_sequenced(writer.db, 1)
     await holder.close()
