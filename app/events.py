@@ -1,9 +1,8 @@
-"""Event, Topic and Cursor, and the frames that an event becomes, each encoded once."""
+"""Event, Topic and Cursor, and what a notification says."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Literal, NamedTuple, NewType
 
 import msgspec
@@ -81,7 +80,8 @@ class Event:
     job_id: str | None
     created_at: float
     payload: bytes
-    _frames: dict[Format, bytes] = field(default_factory=dict, repr=False, compare=False)
+    frames: dict[Format, bytes] = field(default_factory=dict, repr=False, compare=False)
+    """What it became so far: see frames.py."""
 
     @property
     def position(self) -> Position:
@@ -104,13 +104,6 @@ class Event:
             return last in _ENDS or (last == "created" and _status(self.payload) in _ENDS)
         return self.type == "request_update" and _status(self.payload) in ("done", "error")
 
-    def frame(self, format: Format) -> bytes:
-        """The bytes for one kind of client: encoded at the first call, shared from then on."""
-        frame = self._frames.get(format)
-        if frame is None:
-            frame = self._frames[format] = _ENCODERS[format](self)
-        return frame
-
 
 def _status(payload: bytes) -> object:
     try:
@@ -120,35 +113,6 @@ def _status(payload: bytes) -> object:
     for noun in ("job", "run"):
         row = row.get(noun, row) if isinstance(row, dict) else row
     return row.get("status") if isinstance(row, dict) else None
-
-
-def sse(type: str, data: bytes, cursor: Cursor | None = None) -> bytes:
-    """One server-sent event (HTML standard, 9.2.5). `data` has no line break."""
-    id = b"" if cursor is None else b"id: %b\n" % str(cursor).encode()
-    return b"%bevent: %b\ndata: %b\n\n" % (id, type.encode(), data)
-
-
-def sse_message(type: str, data: bytes, cursor: Cursor | None = None, **envelope: object) -> bytes:
-    """The same under the default event name, for clients that only have `onmessage`."""
-    id = b"" if cursor is None else b"id: %b\n" % str(cursor).encode()
-    return b"%bdata: %b\n\n" % (id, _enveloped(type, data, cursor, **envelope))
-
-
-def _enveloped(type: str, data: bytes, cursor: Cursor | None, **envelope: object) -> bytes:
-    fields = {"cursor": cursor and str(cursor), "type": type, **envelope, "data": msgspec.Raw(data)}
-    return msgspec.json.encode(fields)
-
-
-def _envelope(event: Event) -> dict[str, object]:
-    at = datetime.fromtimestamp(event.created_at, UTC).isoformat()
-    return {"timestamp": at, "session_id": event.session_id, "project_id": event.project_id}
-
-
-_ENCODERS: dict[Format, Callable[[Event], bytes]] = {
-    "event": lambda e: sse(e.type, e.payload, e.cursor),
-    "message": lambda e: sse_message(e.type, e.payload, e.cursor, **_envelope(e)),
-    "json": lambda e: _enveloped(e.type, e.payload, e.cursor, **_envelope(e)),
-}
 
 
 class Notice(msgspec.Struct):

@@ -17,6 +17,7 @@ from .database import TROUBLE, explain
 from .errors import DatabaseUnavailable
 from .events import Cursor, Position, Topic
 from .follower import Follower, From, Start, Wish
+from .frames import Block
 from .hub import Hub
 from .log import Log
 from .sinks import Sink
@@ -25,12 +26,14 @@ logger = logging.getLogger(__name__)
 
 RETRY_FIRST, RETRY_LAST = 0.1, 5.0
 STALE_KEEPALIVES = 12
+TURN = 100
+"""Clients that get a keep-alive in one turn of the loop: events do not wait for all of them."""
 
 
 class Client(Protocol):
     """Whoever is connected: told when the process ends, and that it still lives."""
 
-    def keep_alive(self) -> None: ...
+    def keep_alive(self, alive: Block) -> None: ...
     def bye(self, retry: int) -> None: ...
 
 
@@ -62,7 +65,12 @@ class Feed:
         return len(self._clients)
 
     def follow(self, topic: Topic, wish: Wish, sink: Sink) -> Follower:
-        return Follower(self.hub, topic, wish, sink, self.catch_up)
+        """A new client: it is told from where on, what it missed, and what comes."""
+        follower = Follower(self, topic, wish, sink)
+        self.add(follower)
+        if not follower.closed:
+            follower.catch_up()
+        return follower
 
     def add(self, client: Client) -> None:
         self._clients.add(client)
@@ -80,8 +88,17 @@ class Feed:
         while True:
             await asyncio.sleep(interval)
             self._samples.append(self.hub.position)
-            for client in tuple(self._clients):
-                client.keep_alive()
+            clients = list(self._clients)
+            while clients:
+                self._keep_alive(clients[-TURN:])
+                del clients[-TURN:]
+                await asyncio.sleep(0)
+
+    def _keep_alive(self, clients: list[Client]) -> None:
+        id = b"id: %b\n" % str(self.hub.cursor(self.hub.position)).encode() if self.hub.lineage else b""
+        alive = Block(b": keep-alive\n%b\n" % id)
+        for client in clients:
+            client.keep_alive(alive)
 
     def stale(self, position: Position) -> bool:
         """Whether the hub was beyond this position some keep-alives ago already: a quiet client that
@@ -160,7 +177,7 @@ class Feed:
             follower.reset("truncated")
             return
         follower.greet()
-        for event in batch.events:
-            follower.deliver(event)
+        if batch.burst is not None:
+            follower.write(batch.burst)
         follower.position = batch.position
         await follower.sink.drained()

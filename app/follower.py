@@ -2,18 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import msgspec
 
-from .events import Cursor, Event, Format, Position, Topic, Types, sse, sse_message
+from .events import Cursor, Position, Topic
+from .frames import EVERYTHING, Block, Burst, View, sse, sse_message
 from .hub import Hub
 from .sinks import Sink
 
 From = Literal["recent", "start", "now"]
 Reason = Literal["new", "resumed", "truncated", "reset"]
+
+COMMENT = Block(b": keep-alive\n\n")
+COMMENT_LINE = Block(b": keep-alive\n")
+"""While `retry` is all that was said: a block is not to end before `connected`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +27,7 @@ class Wish:
 
     after: Cursor | None = None
     since: From = "recent"
-    types: Types = field(default_factory=Types)
-    format: Format = "event"
+    view: View = EVERYTHING
     until_end: bool = False
 
 
@@ -35,16 +39,31 @@ class Start:
     """Why the cursor could not be honoured, if so."""
 
 
-class Follower:
-    """Catching up, while `catch_up` runs for it, or live."""
+class Home(Protocol):
+    """Where a follower catches up, and who knows that it is there."""
 
-    def __init__(self, hub: Hub, topic: Topic, wish: Wish, sink: Sink, catch_up: "CatchUp") -> None:
-        self._hub = hub
-        self._catch_up = catch_up
+    hub: Hub
+
+    def catch_up(self, follower: "Follower") -> Coroutine[None, None, None]: ...
+    def remove(self, client: "Follower") -> None: ...
+
+
+class Follower:
+    """Catching up, while its home does that for it in a task, or live."""
+
+    # fmt: off
+    __slots__ = ("_catching_up", "_caught_up", "_greeted", "_home", "_hub", "_start",
+                 "closed", "epoch", "position", "sink", "topic", "wish")
+    # fmt: on
+
+    def __init__(self, home: Home, topic: Topic, wish: Wish, sink: Sink) -> None:
+        self._home = home
+        self._hub = home.hub
         self.topic = topic
         self.wish = wish
         self.sink = sink
         self.position = Position(0)
+        """Up to here it has everything that it asked for."""
         self.epoch = ""
         """In which the position counts, while it catches up."""
         self._start: Start | None = None
@@ -52,25 +71,18 @@ class Follower:
         self._caught_up = False
         self.closed = False
         self._catching_up: asyncio.Task[None] | None = None
+        sink.owner = self
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "catching up" if self._catching_up else "live"
         return f"<Follower of {self.topic} at {self.position}, {state}, {self.sink}>"
 
     @property
-    def full(self) -> bool:
-        return self.sink.full
-
-    @property
     def located(self) -> bool:
-        return self._start is not None
-
-    def open(self, retry: int) -> None:
-        self.sink.write(b"retry: %d\n" % retry)  # `connected` completes the block
-        self.catch_up()
+        return self._greeted or self._start is not None
 
     def catch_up(self) -> None:
-        self._catching_up = asyncio.create_task(self._catch_up(self), name=f"catch up {self.topic}")
+        self._catching_up = asyncio.create_task(self._home.catch_up(self), name=f"catch up {self.topic}")
 
     def begin(self, start: Start) -> None:
         self._start = start
@@ -78,9 +90,10 @@ class Follower:
 
     def greet(self) -> None:
         """`connected`, once: its id is our position, never the head, or a cut before the catch-up would lose events."""
-        if self._greeted or self._start is None:
+        start = self._start
+        if start is None:
             return
-        self._greeted = True
+        self._start, self._greeted = None, True
         cursor = self._hub.cursor(self.position)
         self._tell(
             "connected",
@@ -88,26 +101,39 @@ class Follower:
                 f"{self.topic.kind}_id": self.topic.id,
                 "timestamp": time.time(),
                 "cursor": str(cursor),
-                "resumed": self._start.reason == "resumed",
-                "reason": self._start.reason,
+                "resumed": start.reason == "resumed",
+                "reason": start.reason,
             },
             cursor,
         )
-        if self._start.lost:
-            self._tell_reset(self._start.lost)
+        if start.lost:
+            self._tell_reset(start.lost)
 
-    def deliver(self, event: Event) -> None:
-        if self.closed:
-            return
-        if event.type in self.wish.types:
-            self.sink.write(event.frame(self.wish.format))
-        if self.wish.until_end and event.terminal:
-            self._tell("end", {f"{self.topic.kind}_id": self.topic.id, "cursor": str(event.cursor)}, event.cursor)
+    def deliver(self, burst: Burst) -> None:
+        """While it is live. When its sink is full it leaves the hub, and catches up once that has drained."""
+        if self.sink.full:
+            self._hub.leave(self)
+            self._move(max(self.position, self._hub.position))
+            self.catch_up()
+        elif not self.closed:
+            self.write(burst)
+
+    def write(self, burst: Burst) -> None:
+        """The next events, as far as it does not have them."""
+        if burst.first <= self.position:  # it read ahead of the hub, in the log
+            if burst.last <= self.position:
+                return
+            burst = Burst([event for event in burst.events if event.position > self.position])
+        end = next((event for event in burst.events if event.terminal), None) if self.wish.until_end else None
+        if end is not None:
+            burst = Burst([event for event in burst.events if event.position <= end.position])
+        self.position = burst.last
+        block = burst.block(self.wish.view)
+        if block is not None:
+            self.sink.write(block)
+        if end is not None:
+            self._tell("end", {f"{self.topic.kind}_id": self.topic.id, "cursor": str(end.cursor)}, end.cursor)
             self.close()
-
-    def lagged(self) -> None:
-        self._move(self.position)
-        self.catch_up()
 
     def reset(self, reason: str) -> None:
         """Its position cannot be honoured: it goes on live from the hub's, and rereads the state."""
@@ -125,19 +151,19 @@ class Follower:
             cursor = self._hub.cursor(self.position)
             self._tell("caught_up", {"cursor": str(cursor)}, cursor)
 
-    def keep_alive(self) -> None:
-        """A comment; for live clients also the hub's position, so that a quiet one never falls below the floor."""
-        if self.closed or self.full:
+    def keep_alive(self, alive: Block) -> None:
+        """For live clients `alive` is a comment with the hub's position, so that a quiet one never falls below the floor."""
+        if self.closed or self.sink.full:
             return
-        if self._catching_up is None:
-            self.position = Position(max(self.position, self._hub.position))
-            self.sink.write(b": keep-alive\nid: %b\n\n" % str(self._hub.cursor(self.position)).encode())
+        if self._catching_up is None and self.position <= self._hub.position:
+            self.position = self._hub.position
+            self.sink.write(alive)
         else:
-            self.sink.write(b": keep-alive\n\n" if self._greeted else b": keep-alive\n")
+            self.sink.write(COMMENT if self._greeted else COMMENT_LINE)
 
     def bye(self, retry: int) -> None:
         """The process ends; the client comes back to another one, or later."""
-        self.sink.write(b"retry: %d\n" % retry)
+        self.sink.write(Block(b"retry: %d\n" % retry))
         self._tell("bye", {"retry": retry})
         self.close()
 
@@ -154,6 +180,7 @@ class Follower:
     def gone(self) -> None:
         """The response has ended, whoever ended it."""
         self.close()
+        self._home.remove(self)
         if self._catching_up is not None:
             self._catching_up.cancel()
 
@@ -166,8 +193,5 @@ class Follower:
         self._tell("reset", {"reason": reason, "cursor": str(cursor)}, cursor)
 
     def _tell(self, type: str, data: dict[str, object], cursor: Cursor | None = None) -> None:
-        encode = sse_message if self.wish.format == "message" else sse
-        self.sink.write(encode(type, msgspec.json.encode(data), cursor))
-
-
-CatchUp = Callable[[Follower], Coroutine[None, None, None]]
+        encode = sse_message if self.wish.view.format == "message" else sse
+        self.sink.write(Block(encode(type, msgspec.json.encode(data), cursor)))

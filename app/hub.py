@@ -1,10 +1,11 @@
 """The hub: the in-process registry that fans events out to subscribers."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .events import Cursor, Event, Lineage, Position, Topic
+from .frames import Burst
 
 logger = logging.getLogger(__name__)
 
@@ -13,15 +14,10 @@ class Subscriber(Protocol):
     """One connected client. It is catching up (not in the hub), or live."""
 
     topic: Topic
-    position: Position
-    """Up to here it has everything that it asked for."""
 
-    @property
-    def full(self) -> bool:
-        """Whether what it has not taken yet passes the limit."""
+    def deliver(self, burst: Burst) -> None:
+        """What is new in its topic. It may leave, and catch up from the log."""
 
-    def deliver(self, event: Event) -> None: ...
-    def lagged(self) -> None: ...
     def reset(self, reason: str) -> None: ...
     def fail(self, problem: str) -> None: ...
 
@@ -29,8 +25,7 @@ class Subscriber(Protocol):
 class Hub:
     """Publishing is synchronous and in the order of positions; nothing here waits.
 
-    A live subscriber costs no task, and no queue of events is held for anybody: one that is full
-    leaves and catches up from the log.
+    A live subscriber costs no task, and no queue of events is held for anybody.
     """
 
     def __init__(self) -> None:
@@ -61,26 +56,26 @@ class Hub:
     def is_live(self, subscriber: Subscriber) -> bool:
         return subscriber in self._live.get(subscriber.topic, ())
 
-    def publish(self, event: Event) -> None:
-        """Offer the next event to the live subscribers of its topics."""
-        for topic in event.topics:
-            for subscriber in tuple(self._live.get(topic, ())):
-                if subscriber.position >= event.position:
-                    continue  # it read ahead of us, in the log
-                if subscriber.full:
-                    subscriber.position = self.position
-                    self.leave(subscriber)
-                    subscriber.lagged()
-                else:
-                    subscriber.position = event.position
-                    try:
-                        subscriber.deliver(event)
-                    except Exception:  # one client's trouble is nobody else's
-                        logger.exception("hub: %r failed", subscriber)
-                        self.leave(subscriber)
-                        subscriber.fail("internal error")
-        self.position = event.position
-        self.published += 1
+    def publish(self, events: Sequence[Event]) -> None:
+        """Offer the next events, at least one, to the live subscribers of their topics."""
+        by_topic: dict[Topic, list[Event]] = {}
+        for event in events:
+            for topic in event.topics:
+                by_topic.setdefault(topic, []).append(event)
+        for topic, news in by_topic.items():
+            if followers := self._live.get(topic):
+                self._offer(Burst(news), tuple(followers))
+        self.position = events[-1].position
+        self.published += len(events)
+
+    def _offer(self, burst: Burst, subscribers: Sequence[Subscriber]) -> None:
+        for subscriber in subscribers:
+            try:
+                subscriber.deliver(burst)
+            except Exception:  # one client's trouble is nobody else's
+                logger.exception("hub: %r failed", subscriber)
+                self.leave(subscriber)
+                subscriber.fail("internal error")
 
     def identify(self, lineage: Lineage, head: Position) -> None:
         """Which log this is, at every (re)connect of the listener. Where ours does not go on in it,

@@ -16,7 +16,7 @@ import msgspec
 from . import schema
 from .database import TROUBLE, Connection, connected, explain
 from .errors import DatabaseUnavailable, NotificationsLost, StandbyServer
-from .events import Position, decode_notice
+from .events import Event, Position, decode_notice
 from .hub import Hub
 from .log import Log, head, identify
 from .sequencer import DOORBELL_CHANNEL
@@ -42,6 +42,8 @@ class Listener:
         self._doubt = asyncio.Event()
         self._epoch = ""
         self._reading = True
+        self._arrived: list[Event] = []
+        """Events that came in this turn of the loop, the ones after the hub's position."""
         self._told = Position(0)
         """The highest position that a notification spoke of."""
         self.reconnects = 0
@@ -146,14 +148,24 @@ class Listener:
             self._doubt.set()
             return
         self._told = Position(max(self._told, notice.position, notice.upto))
-        if self._reading or self._told <= self._hub.position:
+        here = self._hub.position + len(self._arrived)
+        if self._reading or self._told <= here:
             return
-        event = notice.event() if notice.position == self._hub.position + 1 else None
+        event = notice.event() if notice.position == here + 1 else None
         if event is not None:
-            self._hub.publish(event)
+            if not self._arrived:
+                asyncio.get_running_loop().call_soon(self._publish)
+            self._arrived.append(event)
         else:
+            self._publish()
             self._reading = True
             self._behind.set()
+
+    def _publish(self) -> None:
+        """All that came together goes to a client in one write."""
+        if self._arrived:
+            events, self._arrived = self._arrived, []
+            self._hub.publish(events)
 
     async def _read_behind(self) -> None:
         """Whenever a notification was not simply the next event: read the log until nothing is missing."""
@@ -169,8 +181,8 @@ class Listener:
                     self._hub.skip(bounds.floor)
                     self._told = Position(max(self._told, upto))
                     continue
-                for event in batch.events:
-                    self._hub.publish(event)
+                if batch.events:
+                    self._hub.publish(batch.events)
                 if not batch.complete:
                     self._told = Position(max(self._told, upto))
                 await asyncio.sleep(0)

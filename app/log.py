@@ -1,14 +1,22 @@
 """The log: reading after a position, its head and floor, and pruning it."""
 
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 from .database import Connection, Pool
 from .events import Cursor, Event, Lineage, Position, Topic
+from .frames import Burst
 
 READ_EVENTS = 500
 READ_BYTES = 1_000_000
 """Bounds of one read, so that what a subscriber holds while it catches up is bounded."""
+
+SHARED_BYTES = 8_000_000
+SHARED_BATCHES = 1000
+"""What was just read is kept, up to here, for others that come for the same."""
 
 PRUNE_EVENTS = 2000
 PRUNE_TIMEOUT = 300.0
@@ -45,10 +53,16 @@ class Batch:
     """What a read found. `position` is how far the reader is now; `complete` means that nothing up
     to where it asked is left; `pruned` that events after its position are gone."""
 
-    events: list[Event]
+    burst: Burst | None
     position: Position
     complete: bool
-    pruned: bool
+    pruned: bool = False
+    size: int = 0
+    """Bytes of its payloads."""
+
+    @property
+    def events(self) -> Sequence[Event]:
+        return self.burst.events if self.burst else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +73,79 @@ class Bounds:
     head: Position
 
 
+Answer = TypeVar("Answer")
+
+
 class Log:
-    """Reads through a small pool: nobody holds a connection while it waits."""
+    """Reads through a small pool: nobody holds a connection while it waits. Many clients come for the
+    same at once, after a restart say; it is read for them once."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._reading: dict[Hashable, asyncio.Task[Any]] = {}
+        self._batches: dict[Hashable, Batch] = {}
+        self._kept = 0
 
     def __repr__(self) -> str:
-        return f"<Log pool {self._pool.get_size()}>"
+        return f"<Log pool {self._pool.get_size()}, {len(self._reading)} reads, {self._kept} bytes kept>"
 
     async def read(self, epoch: str, after: Position, upto: Position, topic: Topic | None = None) -> Batch:
         """Events with after < position ≤ upto, in order; of one topic, or all. `epoch` is for their cursors."""
+        if topic is None:
+            return await self._read(epoch, after, upto, None)
+        key = (epoch, after, topic)
+        batch = self._batches.get(key)
+        if batch is None or (batch.complete and batch.position < upto):
+            batch = await self._once(key, lambda: self._read_and_keep(key, upto))
+        return batch
+
+    async def _read_and_keep(self, key: tuple[str, Position, Topic], upto: Position) -> Batch:
+        """What the log holds is never changed: as long as nothing can be missing behind it, it is as good as read anew."""
+        batch = await self._read(key[0], key[1], upto, key[2])
+        if not batch.pruned:
+            self._forget(key)
+            self._batches[key] = batch
+            self._kept += batch.size
+            while self._kept > SHARED_BYTES or len(self._batches) > SHARED_BATCHES:
+                self._forget(next(iter(self._batches)))
+        return batch
+
+    def _forget(self, key: Hashable) -> None:
+        if batch := self._batches.pop(key, None):
+            self._kept -= batch.size
+
+    async def _once(self, key: Hashable, call: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
+        """Whoever asks for what is being read already waits for the same answer. One that gives up stops nobody else."""
+        task = self._reading.get(key)
+        if task is None:
+            task = self._reading[key] = asyncio.create_task(call(), name=f"read {key}")
+            task.add_done_callback(lambda task: self._read_done(key, task))
+        return await asyncio.shield(task)
+
+    def _read_done(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+        del self._reading[key]
+        if not task.cancelled():
+            task.exception()  # whoever waits is told; if nobody does any more, it is no news
+
+    async def _read(self, epoch: str, after: Position, upto: Position, topic: Topic | None) -> Batch:
         if topic is None:
             rows = await self._pool.fetch(_READ_ALL, after, upto)
         else:
             rows = await self._pool.fetch(_READ_TOPIC[topic.kind], after, upto, topic.id)
         if rows[0]["floor"] > after:
-            return Batch([], after, complete=False, pruned=True)
+            return Batch(None, after, complete=False, pruned=True)
         events = [
             Event(Cursor(epoch, row[2]), row[3], row[4], row[5], row[6], row[7], row[8].encode()) for row in rows if row[2] is not None
         ]
-        complete = len(events) < READ_EVENTS and (rows[-1]["size"] or 0) < READ_BYTES
-        return Batch(events, upto if complete else events[-1].position, complete, pruned=False)
+        if not events:
+            return Batch(None, upto, complete=True)
+        size = rows[-1]["size"]
+        complete = len(events) < READ_EVENTS and size < READ_BYTES
+        return Batch(Burst(events), upto if complete else events[-1].position, complete, size=size)
 
     async def recent(self, topic: Topic, upto: Position, age: timedelta, most: int) -> Position:
         """The position before the topic's recent events."""
-        found = await self._pool.fetchval(_RECENT.format(kind=topic.kind), topic.id, upto, most, age)
+        found = await self._once(("recent", topic), lambda: self._pool.fetchval(_RECENT.format(kind=topic.kind), topic.id, upto, most, age))
         return upto if found is None else Position(found)
 
     async def bounds(self) -> Bounds:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.applications import Starlette
 
+from . import takeover
 from .errors import ConfigurationError
 from .main import create_app
 from .process import Child, keep_running
@@ -56,6 +57,7 @@ def create_server(settings: Settings) -> Server:
         port=settings.port,
         log_config=None,
         access_log=False,  # uvicorn's prints query strings
+        http=takeover.Protocol,
         backlog=BACKLOG,
         timeout_graceful_shutdown=LAST_GRACE,
         lifespan="on",

@@ -1,18 +1,31 @@
-"""Where a transport puts a follower's bytes. The socket's own sink will stand here beside ASGI's."""
+"""Where a transport puts a follower's bytes: over ASGI on any server, or straight on the socket."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from .frames import Block
+
+
+class Owner(Protocol):
+    def gone(self) -> None:
+        """The client is no longer there, whoever ended it."""
+
 
 class Sink(Protocol):
     """Its buffer is bounded by whoever writes, who looks at `full`."""
 
+    owner: Owner | None
+
     @property
     def full(self) -> bool: ...
-    def write(self, data: bytes) -> None: ...
+    @property
+    def buffered(self) -> int:
+        """Bytes that the client has not taken yet, as far as this process knows."""
+
+    def write(self, block: Block) -> None: ...
     async def drained(self) -> None:
-        """Returns once all has been handed on, or the client is gone."""
+        """Returns once there is room again, or the client is gone."""
 
     def close(self) -> None:
         """End the stream, after what was written."""
@@ -22,25 +35,26 @@ class AsgiSink:
     """Bytes for one ASGI response: joined to one chunk each time the server takes some."""
 
     def __init__(self, limit: int) -> None:
+        self.owner: Owner | None = None
         self._limit = limit
         self._pending: list[bytes] = []
-        self._buffered = 0
+        self.buffered = 0
         self._closed = False
         self._written = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
 
     def __repr__(self) -> str:
-        return f"<AsgiSink {self._buffered} bytes{', closed' if self._closed else ''}>"
+        return f"<AsgiSink {self.buffered} bytes{', closed' if self._closed else ''}>"
 
     @property
     def full(self) -> bool:
-        return self._buffered >= self._limit
+        return self.buffered >= self._limit
 
-    def write(self, data: bytes) -> None:
+    def write(self, block: Block) -> None:
         if not self._closed:
-            self._pending.append(data)
-            self._buffered += len(data)
+            self._pending.append(block.data)
+            self.buffered += len(block.data)
             self._written.set()
             self._drained.clear()
 
@@ -56,6 +70,9 @@ class AsgiSink:
         self.close()
         self._pending.clear()
         self._drained.set()
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            owner.gone()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
@@ -65,8 +82,69 @@ class AsgiSink:
                 data = b"".join(self._pending)
                 self._pending.clear()
                 yield data  # returns when the server has room for more
-                self._buffered -= len(data)
+                self.buffered -= len(data)
             if not self._pending:
                 self._drained.set()
                 if self._closed:
                     return
+
+
+class SocketSink(asyncio.Protocol):
+    """A client's socket itself, taken over from the server when its response had started.
+
+    It is also the protocol of its transport, so that an idle client is a transport, a follower and
+    this, and no task. Each block goes out as one chunk of the response (RFC 9112, section 7.1).
+    """
+
+    __slots__ = ("_room", "_server", "full", "owner", "transport")
+
+    def __init__(self, transport: asyncio.Transport, server: set[object], full: bool) -> None:
+        self.owner: Owner | None = None
+        self.full = full
+        self.transport = transport
+        self._server = server
+        self._room: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        closing = ", closing" if self.transport.is_closing() else ""
+        return f"<SocketSink {self.buffered} bytes{closing}>"
+
+    @property
+    def buffered(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    def write(self, block: Block) -> None:
+        self.transport.write(block.chunk)
+
+    async def drained(self) -> None:
+        await asyncio.sleep(0)  # what was written leaves at the end of the loop's turn
+        if self.full:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    def close(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(b"0\r\n\r\n")
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        """The server ends, and this connection is one of its."""
+        self.close()
+
+    def pause_writing(self) -> None:
+        self.full = True
+
+    def resume_writing(self) -> None:
+        self.full = False
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        """Nothing more can be asked for on a connection that streams."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.discard(self)
+        self.resume_writing()
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            owner.gone()

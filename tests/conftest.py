@@ -16,7 +16,7 @@ import pytest
 import uvloop
 from rowcast import schema
 
-from .rig import Hub, Stream, Writer, on_database, postgres
+from .rig import Hub, Sinks, Stream, Writer, on_database, postgres
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -119,6 +119,12 @@ def db(runner: asyncio.Runner, database: str) -> Iterator[asyncpg.Connection]:
 @pytest.fixture
 def writer(runner: asyncio.Runner, db: asyncpg.Connection) -> Writer:
     return Writer(db)
+
+
+@pytest.fixture(autouse=True)
+def sinks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parametrized by the modules whose tests are to hold on both kinds."""
+    monkeypatch.setattr(Sinks, "asgi", getattr(request, "param", "socket") == "asgi")
 
 
 @pytest.fixture

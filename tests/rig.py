@@ -263,12 +263,21 @@ async def get(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
 SETTINGS: dict[str, Any] = {"port": 0, "keepalive": 0.2, "heartbeat": 1.0, "tick": 1.0, "drain": 5.0}
 
 
+class Sinks:
+    """How hubs that a test starts write: on the socket itself, as `rowcast serve` does, or as under any other server."""
+
+    asgi = False
+    PLAIN = "from rowcast import cli, takeover; takeover.Protocol = takeover.HttpToolsProtocol; cli.main()"
+
+
 class Hub:
     """A hub inside the test's process, on a real socket."""
 
     def __init__(self, database: str, **settings: Any) -> None:
         self.settings = Settings(_env_file=None, database_url=database, **{**SETTINGS, **settings})  # type: ignore[call-arg]
         self._server = server.create_server(self.settings)
+        if Sinks.asgi:
+            self._server.config.http = "httptools"
         self._sock = server.bind("127.0.0.1", 0)
         self._task: asyncio.Task[None] | None = None
         self.url = f"http://127.0.0.1:{self._sock.getsockname()[1]}"
@@ -318,6 +327,7 @@ class HubProcess:
 
     database: str
     settings: dict[str, Any] = field(default_factory=dict)
+    asgi: bool = field(default_factory=lambda: Sinks.asgi)
     process: asyncio.subprocess.Process | None = None
     url: str = ""
     log: list[str] = field(default_factory=list)
@@ -326,8 +336,9 @@ class HubProcess:
     async def start(self) -> "HubProcess":
         given = {**SETTINGS, **self.settings}
         environment = {**os.environ, "DATABASE_URL": self.database, **{f"ROWCAST_{k.upper()}": str(v) for k, v in given.items()}}
+        program = ["-c", Sinks.PLAIN] if self.asgi else ["-m", "rowcast.cli"]
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "rowcast.cli", "serve", env=environment, stderr=asyncio.subprocess.PIPE
+            sys.executable, *program, "serve", env=environment, stderr=asyncio.subprocess.PIPE
         )
         self._reader = asyncio.create_task(self._read())
         await until(lambda: self.url)

@@ -261,7 +261,7 @@ async def test_every_view_equals_the_log_and_the_log_the_rows(
         db = await asyncpg.connect(postgres.url)
         sessions = [str(await db.fetchval("INSERT INTO session DEFAULT VALUES RETURNING id")) for _ in range(SESSIONS)]
         await db.close()
-        hubs = [await HubProcess(postgres.url).start() for _ in range(2)]
+        hubs = [await HubProcess(postgres.url, asgi=asgi).start() for asgi in (False, True)]
         try:
             await run(postgres, hubs, sessions, dice, seconds)
         finally:

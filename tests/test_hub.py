@@ -8,8 +8,9 @@ import pytest
 from rowcast.events import Cursor, Event, Lineage, Position, Topic, Types
 from rowcast.feed import Feed
 from rowcast.follower import Follower, Wish
+from rowcast.frames import Burst, View
 from rowcast.hub import Hub
-from rowcast.log import Batch, Bounds
+from rowcast.log import Batch, Bounds, Log
 from rowcast.sinks import AsgiSink
 
 TOPIC = Topic("session", "s")
@@ -34,7 +35,7 @@ class Shelf:
         await asyncio.sleep(0)
         if self.during_read:
             self.during_read()
-        return Batch(found, upto, complete=True, pruned=False)
+        return Batch(Burst(found) if found else None, upto, complete=True)
 
     async def bounds(self) -> Bounds:
         return Bounds(Position(0), self.events[-1].position if self.events else Position(0))
@@ -50,14 +51,10 @@ class World:
     def publish(self, *positions: int) -> None:
         for position in positions:
             self.shelf.events.append(event(position))
-            self.hub.publish(self.shelf.events[-1])
+            self.hub.publish([self.shelf.events[-1]])
 
     def follow(self, after: int) -> Follower:
-        sink = AsgiSink(self.limit)
-        follower = self.feed.follow(TOPIC, Wish(after=Cursor(EPOCH, Position(after))), sink)
-        self.feed.add(follower)
-        follower.open(1000)
-        return follower
+        return self.feed.follow(TOPIC, Wish(after=Cursor(EPOCH, Position(after))), AsgiSink(self.limit))
 
 
 def told(follower: Follower) -> list[str]:
@@ -124,11 +121,27 @@ async def test_one_that_read_ahead_of_the_hub_gets_nothing_twice() -> None:
     follower = world.follow(after=4)
     await settle()
     assert world.hub.is_live(follower)
-    world.hub.publish(world.shelf.events[2])
-    world.hub.publish(world.shelf.events[3])
-    world.publish(5)
-    assert told(follower) == ["5"]
+    world.hub.publish([world.shelf.events[2]])
+    world.hub.publish([world.shelf.events[3], event(5)])
+    world.publish(6)
+    assert told(follower) == ["5", "6"]
     follower.gone()
+
+
+async def test_what_comes_together_is_written_once_for_each_view() -> None:
+    world = World()
+    views = [View.of(), View.of("z.*"), View.of("*", "message"), View.of(), View.of("x.y")]
+    followers = [world.feed.follow(TOPIC, Wish(since="now", view=view), AsgiSink(10**6)) for view in views]
+    await settle()
+    before = [list(follower.sink._pending) for follower in followers]  # type: ignore[attr-defined]
+    world.hub.publish([event(1), event(2), event(3)])
+    new = [follower.sink._pending[len(old) :] for follower, old in zip(followers, before, strict=True)]  # type: ignore[attr-defined]
+    assert [len(blocks) for blocks in new] == [1, 0, 1, 1, 1]
+    assert new[0][0] is new[3][0]
+    assert new[0][0] == new[4][0]
+    assert new[2][0].count(b'"type":"x.y"') == 3
+    for follower in followers:
+        follower.gone()
 
 
 async def test_one_that_is_full_leaves_and_comes_back_without_a_gap() -> None:
@@ -138,7 +151,7 @@ async def test_one_that_is_full_leaves_and_comes_back_without_a_gap() -> None:
     await settle()
     world.publish(*range(1, 50))  # nobody takes anything
     assert not world.hub.is_live(follower)
-    assert follower.sink._buffered < 300 + 100  # type: ignore[attr-defined]
+    assert follower.sink.buffered < 300 + 100  # type: ignore[attr-defined]
     taking = asyncio.create_task(take(follower, seen))
     await settle()
     assert world.hub.is_live(follower)
@@ -153,17 +166,22 @@ async def test_an_event_of_two_topics_comes_once() -> None:
     world = World()
     follower = world.follow(after=0)
     await settle()
-    world.hub.publish(event(1, "s", "p"))
+    world.hub.publish([event(1, "s", "p")])
     assert told(follower) == ["1"]
     follower.gone()
 
 
 async def test_publishing_survives_followers_that_leave_meanwhile() -> None:
     world = World()
-    first, second = world.follow(after=0), world.follow(after=0)
-    await settle()
-    first.deliver = lambda event: (second.gone(), first.gone())  # type: ignore[method-assign, assignment]
-    second.deliver = lambda event: (first.gone(), second.gone())  # type: ignore[method-assign, assignment]
+
+    class Leaving(Follower):
+        def write(self, burst: Burst) -> None:
+            for follower in both:
+                follower.gone()
+
+    both = [Leaving(world.feed, TOPIC, Wish(), AsgiSink(1000)) for _ in range(2)]
+    for follower in both:
+        world.hub.join(follower)
     world.publish(1)
     assert not world.hub._live
 
@@ -215,3 +233,61 @@ def test_things_say_what_they_are() -> None:
     world = World()
     assert repr(world.hub) == "<Hub at 0, 0 topics, 0 live>"
     assert repr(world.feed) == "<Feed 0 clients>"
+
+
+class Reads:
+    """A pool that counts, and answers when a test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.answer = asyncio.Event()
+        self.fails = False
+
+    async def fetch(self, query: str, after: int, upto: int, *rest: object) -> list[Any]:
+        self.asked.append((after, upto, *rest))
+        await self.answer.wait()
+        if self.fails:
+            raise OSError("gone")
+        row = {"floor": 0, "size": 2, 2: upto, 3: "x.y", 4: "s", 5: None, 6: None, 7: 0.0, 8: "{}"}
+        return [row] if upto > after else [{**row, 2: None}]
+
+
+async def test_what_many_come_for_is_read_once() -> None:
+    pool = Reads()
+    log = Log(pool)  # type: ignore[arg-type]
+    many = [asyncio.create_task(log.read(EPOCH, Position(3), Position(9), TOPIC)) for _ in range(50)]
+    other = asyncio.create_task(log.read(EPOCH, Position(3), Position(9), Topic("session", "other")))
+    await settle()
+    many[0].cancel()  # its client left: nobody else is to suffer for it
+    await settle()
+    pool.answer.set()
+    batches = await asyncio.gather(*many[1:])
+    assert len({id(batch.burst) for batch in batches}) == 1
+    assert (await other).burst is not batches[0].burst
+    assert pool.asked == [(3, 9, "s"), (3, 9, "other")]
+    assert await log.read(EPOCH, Position(3), Position(9), TOPIC) is batches[0]
+    assert (await log.read(EPOCH, Position(3), Position(11), TOPIC)).position == 11  # there may be more by now
+    assert (await log.read("0000beef", Position(3), Position(9), TOPIC)).events[0].cursor.epoch == "0000beef"
+    assert len(pool.asked) == 4
+
+
+async def test_a_read_that_fails_fails_for_all_and_is_tried_again() -> None:
+    pool = Reads()
+    pool.fails = True
+    pool.answer.set()
+    log = Log(pool)  # type: ignore[arg-type]
+    many = [asyncio.create_task(log.read(EPOCH, Position(3), Position(9), TOPIC)) for _ in range(3)]
+    assert all(isinstance(error, OSError) for error in await asyncio.gather(*many, return_exceptions=True))
+    pool.fails = False
+    assert (await log.read(EPOCH, Position(3), Position(9), TOPIC)).position == 9
+
+
+async def test_what_is_kept_for_others_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Reads()
+    pool.answer.set()
+    log = Log(pool)  # type: ignore[arg-type]
+    monkeypatch.setattr("rowcast.log.SHARED_BYTES", 20)
+    for n in range(50):
+        await log.read(EPOCH, Position(n), Position(99), TOPIC)
+    assert log._kept == 20
+    assert len(log._batches) == 10

@@ -18,6 +18,10 @@ LEFT = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'rowca
 NOTHING_LEFT = f"SELECT ({LEFT}) = 0 AND NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 7499639)"
 
 
+BOTH = pytest.mark.parametrize("sinks", ["socket", "asgi"], indirect=True)
+
+
+@BOTH
 async def test_sigterm_with_1000_streams(database: str, writer: Writer) -> None:
     """H2: out within the drain window, status 0, no traceback, nothing left in PostgreSQL."""
     async with HubProcess(database) as hub:
@@ -37,6 +41,7 @@ async def test_sigterm_with_1000_streams(database: str, writer: Writer) -> None:
         await until_sql(writer.db, NOTHING_LEFT, patience=2)
 
 
+@BOTH
 async def test_a_client_that_does_not_read_does_not_hold_up_the_end(database: str, writer: Writer) -> None:
     async with HubProcess(database, {"drain": 0.5}) as hub:
         session = await writer.session()
@@ -112,6 +117,7 @@ async def test_plain_uvicorn_ends_streams_too(database: str, writer: Writer, pro
         await process.communicate()
 
 
+@BOTH
 async def test_a_second_server_in_the_same_process_streams(database: str, writer: Writer) -> None:
     """Inside a thread, without signals; the end of one is not the end of the next."""
     session = await writer.session()

@@ -4,8 +4,13 @@ import asyncio
 import json
 
 import pytest
+from rowcast.follower import Follower
+from rowcast.frames import Burst
+from rowcast.sinks import AsgiSink, SocketSink
 
 from .rig import Hub, Stream, Writer, get, until
+
+pytestmark = pytest.mark.parametrize("sinks", ["socket", "asgi"], indirect=True)
 
 
 async def test_the_first_bytes_and_a_row(hub: Hub, writer: Writer) -> None:
@@ -42,21 +47,22 @@ async def test_every_follower_of_a_session_gets_it_and_nobody_else(hub: Hub, wri
     assert event.data["message"]["text"] == "theirs"
 
 
-async def test_an_event_is_encoded_once(hub: Hub, writer: Writer) -> None:
+async def test_an_event_is_encoded_once(hub: Hub, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     session = await writer.session()
     streams = [await hub.follow(session) for _ in range(3)]
     for stream in streams:
         await stream.until("caught_up")
-    frames = []
-    for follower in list(hub.rowcast.feed._clients):
-        write = follower.sink.write  # type: ignore[attr-defined]
-        follower.sink.write = lambda data, write=write: (frames.append(data), write(data))  # type: ignore[attr-defined]
+    blocks = []
+    for kind in (SocketSink, AsgiSink):
+        write = kind.write
+        monkeypatch.setattr(kind, "write", lambda sink, block, write=write: (blocks.append(block), write(sink, block)))
     await writer.message(session)
     for stream in streams:
         await stream.until("agent.message.appended")
-    told = [frame for frame in frames if b"agent.message.appended" in frame]
+    told = [block for block in blocks if b"agent.message.appended" in block.data]
     assert len(told) == 3
-    assert len({id(frame) for frame in told}) == 1
+    assert len({id(block) for block in told}) == 1
+    assert told[0].chunk is told[0].chunk
 
 
 async def test_a_reconnect_gets_exactly_what_it_missed(hub: Hub, writer: Writer) -> None:
@@ -296,7 +302,7 @@ async def test_a_slow_reader_falls_behind_and_still_gets_everything(database: st
             await writer.message(session, f"{n} " + "x" * 100_000)
             (event,) = await quick.expect("agent.message.appended")
             assert event.data["message"]["text"].startswith(f"{n} ")
-            most = max(most, *(follower.sink._buffered for follower in followers))  # type: ignore[attr-defined]
+            most = max(most, *(follower.sink.buffered for follower in followers))  # type: ignore[attr-defined]
         assert most < 65536 + 2_500_000  # the limit, and one read of the log
         for n in range(300):
             (event,) = await slow.expect("agent.message.appended")
@@ -416,10 +422,13 @@ async def test_one_that_fails_is_told_and_the_others_go_on(hub: Hub, writer: Wri
         await stream.until("caught_up")
     victim = next(iter(next(iter(hub.rowcast.hub._live.values()))))
 
-    def broken(event: object) -> None:
-        raise KeyError("a bug")
+    def write(follower: Follower, burst: Burst) -> None:
+        if follower is victim:
+            raise KeyError("a bug")
+        unbroken(follower, burst)
 
-    monkeypatch.setattr(victim, "deliver", broken)
+    unbroken = Follower.write
+    monkeypatch.setattr(Follower, "write", write)
     await writer.message(session)
     seen = [await stream.next() for stream in streams]
     assert {event.type for event in seen if event} == {"error", "agent.message.appended"}
@@ -434,7 +443,7 @@ async def test_what_is_held_for_a_slow_client_is_bounded_as_text(hub: Hub, write
         )
     await until(lambda: hub.rowcast.hub.position == 10)
     stuck = await Stream.open(hub.sse(session, from_="start"), limit=1024)
-    await until(lambda: any(c.sink._buffered > 1000 for c in hub.rowcast.feed._clients))  # type: ignore[attr-defined]
+    await until(lambda: any(c.sink.buffered > 1000 for c in hub.rowcast.feed._clients))  # type: ignore[attr-defined]
     (follower,) = hub.rowcast.feed._clients
-    assert follower.sink._buffered < 2 * 3_100_000  # type: ignore[attr-defined]
+    assert follower.sink.buffered < 2 * 3_100_000  # type: ignore[attr-defined]
     stuck.abort()

@@ -15,6 +15,7 @@ from ..errors import DatabaseUnavailable
 from ..events import Event, Position, Topic, Types
 from ..feed import Feed
 from ..follower import Wish
+from ..frames import Block, Burst, frame
 from ..log import Batch
 from . import query
 
@@ -26,11 +27,9 @@ HEADERS = {"Cache-Control": "private, no-cache"}
 class Waiter:
     """A poll that waits until there is something for it. It holds no connection and no events."""
 
-    full = False
-
     def __init__(self, topic: Topic, types: Types, position: Position) -> None:
         self.topic = topic
-        self.position = position
+        self._position = position
         self._types = types
         self._woken = asyncio.Event()
         self.ended = False
@@ -40,8 +39,8 @@ class Waiter:
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
 
-    def deliver(self, event: Event) -> None:
-        if event.type in self._types:
+    def deliver(self, burst: Burst) -> None:
+        if any(event.type in self._types for event in burst.events if event.position > self._position):
             self._woken.set()
 
     def reset(self, reason: str) -> None:
@@ -54,8 +53,7 @@ class Waiter:
     def fail(self, problem: str) -> None:
         self._woken.set()
 
-    def lagged(self) -> None: ...
-    def keep_alive(self) -> None: ...
+    def keep_alive(self, alive: Block) -> None: ...
 
 
 async def session_poll(request: Request) -> Response:
@@ -84,9 +82,9 @@ async def _poll(feed: Feed, topic: Topic, wish: Wish, wait: float) -> bytes:
             if batch.pruned:
                 return _body(feed, feed.hub.position, reset="truncated")
             here = here._replace(position=batch.position)
-            if events := [event for event in batch.events if event.type in wish.types]:
+            if events := [event for event in batch.events if event.type in wish.view.types]:
                 return _body(feed, batch.position, events, more=not batch.complete)
-        elif not await _wait(feed, Waiter(topic, wish.types, position), deadline - time.monotonic()):
+        elif not await _wait(feed, Waiter(topic, wish.view.types, position), deadline - time.monotonic()):
             # Where nothing is new the cursor stays, so that the answer is the same again.
             return _body(feed, position if feed.stale(start.position) else start.position)
 
@@ -115,7 +113,7 @@ async def _wait(feed: Feed, waiter: Waiter, seconds: float) -> bool:
 def _body(feed: Feed, position: Position, events: Sequence[Event] = (), *, more: bool = False, reset: str | None = None) -> bytes:
     return msgspec.json.encode(
         {
-            "events": [msgspec.Raw(event.frame("json")) for event in events],
+            "events": [msgspec.Raw(frame(event, "json")) for event in events],
             "cursor": str(feed.hub.cursor(position)),
             "more": more,
             "reset": reset and {"reason": reset},

@@ -5,8 +5,9 @@ from typing import get_args
 from starlette.requests import Request
 
 from ..errors import InvalidParameter
-from ..events import Cursor, Topic, Types
+from ..events import Cursor, Topic
 from ..follower import From, Wish
+from ..frames import View
 
 LAST_EVENT_ID = "Last-Event-ID"
 
@@ -26,8 +27,7 @@ def wish(request: Request) -> Wish:
     return Wish(
         after=after,
         since=_one_of(request, "from", get_args(From), "recent"),  # type: ignore[arg-type]
-        types=Types(query.get("types", "*")),
-        format=_one_of(request, "format", ("event", "message"), "event"),  # type: ignore[arg-type]
+        view=View.of(query.get("types", "*"), _one_of(request, "format", ("event", "message"), "event")),
         until_end=_one_of(request, "until", ("end", ""), "") == "end",
     )
 

@@ -1,9 +1,10 @@
-"""Server-sent events (HTML standard, section 9.2) over any ASGI server.
+"""Server-sent events (HTML standard, section 9.2), on the socket itself or over any ASGI server.
 
 sse-starlette is imported here and nowhere else: importing it replaces uvicorn's signal handler.
 """
 
 import asyncio
+from contextlib import suppress
 
 from sse_starlette.sse import EventSourceResponse
 from starlette.requests import Request
@@ -13,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 from ..database import TROUBLE
 from ..events import Topic
 from ..feed import Feed
-from ..follower import Follower, Wish
-from ..sinks import AsgiSink
+from ..follower import Wish
+from ..sinks import AsgiSink, SocketSink
 from . import query
 
 HEADERS = {"Cache-Control": "no-cache, no-store, no-transform"}
@@ -23,28 +24,51 @@ HEADERS = {"Cache-Control": "no-cache, no-store, no-transform"}
 class EventStream(EventSourceResponse):
     """Streams what a follower is told. It ends when the client goes or the follower closes, and with nothing else."""
 
-    def __init__(self, feed: Feed, follower: Follower, sink: AsgiSink) -> None:
-        super().__init__(sink, headers=HEADERS, ping=0)
+    def __init__(self, feed: Feed, topic: Topic, wish: Wish, limit: int) -> None:
+        super().__init__(iter(()), headers=HEADERS)
         self._feed = feed
-        self._follower = follower
-        self._sink = sink
+        self._topic = topic
+        self._wish = wish
+        self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "HEAD":
-            self._feed.add(self._follower)
-            if not self._follower.closed:
-                self._follower.open(self._feed.retry())
-        try:
+        if scope["method"] == "HEAD":
             await super().__call__(scope, receive, send)
-        finally:
-            self._feed.remove(self._follower)
-            self._follower.gone()
-            self._sink.discard()
+            return
+        first = b"retry: %d\n" % self._feed.retry()  # `connected` completes the block
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+        if sink := self._socket(scope, first):
+            self._feed.follow(self._topic, self._wish, sink)
+        else:
+            await self._stream(receive, send)
 
-    @staticmethod
-    async def _listen_for_exit_signal() -> None:
-        # The library's own signal is global and stays set; ours is Feed.drain().
-        await asyncio.Event().wait()
+    def _socket(self, scope: Scope, first: bytes) -> SocketSink | None:
+        """The client's socket, if the server offers it (server.py does) and nothing stands in between."""
+        offer = scope.get("extensions", {}).get("rowcast.socket")
+        return offer.take(first, self._limit) if offer else None
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
+        """Two tasks a client, where the library has five: this one, and one that notices when the client goes."""
+        sink = AsgiSink(self._limit)
+        watching = asyncio.create_task(_until_gone(receive, sink), name=f"client of {self._topic}")
+        try:
+            self._feed.follow(self._topic, self._wish, sink)
+            with suppress(OSError):  # what newer servers raise when the client is gone
+                async for data in sink:
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            watching.cancel()
+            sink.discard()
+
+
+async def _until_gone(receive: Receive, sink: AsgiSink) -> None:
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    finally:
+        sink.discard()
 
 
 async def session_stream(request: Request) -> Response:
@@ -53,8 +77,7 @@ async def session_stream(request: Request) -> Response:
     topic, wish = query.session_topic(request), query.wish(request)
     if wish.until_end and await _ended(feed, topic, wish):
         return Response(status_code=204)  # tells EventSource to stay away
-    sink = AsgiSink(request.app.state.rowcast.settings.buffer)
-    return EventStream(feed, feed.follow(topic, wish, sink), sink)
+    return EventStream(feed, topic, wish, request.app.state.rowcast.settings.buffer)
 
 
 async def _ended(feed: Feed, topic: Topic, wish: Wish) -> bool:

@@ -1,0 +1,107 @@
+"""The bytes that events become: each is encoded once, and shared by all clients that see it alike."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+
+import msgspec
+
+from .events import Cursor, Event, Format, Types
+
+
+class Block:
+    """Frames that are written together. The chunk around them (RFC 9112, section 7.1) is made once."""
+
+    __slots__ = ("_chunk", "data")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self._chunk: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"<Block {len(self.data)} bytes>"
+
+    @property
+    def chunk(self) -> bytes:
+        if self._chunk is None:
+            self._chunk = b"%x\r\n%b\r\n" % (len(self.data), self.data)
+        return self._chunk
+
+
+class View:
+    """What a client sees of events: which types, in which format. One object for all that see alike."""
+
+    __slots__ = ("format", "types")
+
+    def __init__(self, types: Types, format: Format) -> None:
+        self.types = types
+        self.format = format
+
+    @classmethod
+    @lru_cache(maxsize=1024)
+    def of(cls, types: str = "*", format: Format = "event") -> "View":
+        return cls(Types(types), format)
+
+
+EVERYTHING = View.of()
+
+
+class Burst:
+    """Consecutive events of a topic that came together, at least one."""
+
+    __slots__ = ("_blocks", "events", "first", "last")
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.events = events
+        self.first = events[0].position
+        self.last = events[-1].position
+        self._blocks: dict[View, Block | None] = {}
+
+    def __repr__(self) -> str:
+        return f"<Burst {self.first} to {self.last}>"
+
+    def block(self, view: View) -> Block | None:
+        """All that the view shows of it, in one piece, or None."""
+        try:
+            return self._blocks[view]
+        except KeyError:
+            frames = [frame(event, view.format) for event in self.events if event.type in view.types]
+            block = self._blocks[view] = Block(b"".join(frames)) if frames else None
+            return block
+
+
+def frame(event: Event, format: Format) -> bytes:
+    """One event for one kind of client: encoded at the first call, the same bytes from then on."""
+    known = event.frames.get(format)
+    if known is None:
+        known = event.frames[format] = _ENCODERS[format](event)
+    return known
+
+
+def sse(type: str, data: bytes, cursor: Cursor | None = None) -> bytes:
+    """One server-sent event (HTML standard, 9.2.5). `data` has no line break."""
+    id = b"" if cursor is None else b"id: %b\n" % str(cursor).encode()
+    return b"%bevent: %b\ndata: %b\n\n" % (id, type.encode(), data)
+
+
+def sse_message(type: str, data: bytes, cursor: Cursor | None = None, **envelope: object) -> bytes:
+    """The same under the default event name, for clients that only have `onmessage`."""
+    id = b"" if cursor is None else b"id: %b\n" % str(cursor).encode()
+    return b"%bdata: %b\n\n" % (id, _enveloped(type, data, cursor, **envelope))
+
+
+def _enveloped(type: str, data: bytes, cursor: Cursor | None, **envelope: object) -> bytes:
+    fields = {"cursor": cursor and str(cursor), "type": type, **envelope, "data": msgspec.Raw(data)}
+    return msgspec.json.encode(fields)
+
+
+def _envelope(event: Event) -> dict[str, object]:
+    at = datetime.fromtimestamp(event.created_at, UTC).isoformat()
+    return {"timestamp": at, "session_id": event.session_id, "project_id": event.project_id}
+
+
+_ENCODERS: dict[Format, Callable[[Event], bytes]] = {
+    "event": lambda e: sse(e.type, e.payload, e.cursor),
+    "message": lambda e: sse_message(e.type, e.payload, e.cursor, **_envelope(e)),
+    "json": lambda e: _enveloped(e.type, e.payload, e.cursor, **_envelope(e)),
+}

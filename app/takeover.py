@@ -1,0 +1,61 @@
+"""Below ASGI: a protocol for uvicorn that lets a response take its socket over.
+
+Over ASGI a client costs tasks and a request's objects for as long as it stays, and each frame a
+switch to its task. Taken over, a frame costs a `transport.write`, and an idle client next to nothing.
+This leans on the insides of uvicorn, whose minor version is pinned for it. Under any other server,
+or behind a middleware that changes what is sent, nothing is taken, and the bytes are the same.
+"""
+
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from .sinks import SocketSink
+
+
+class Offer:
+    """`scope["extensions"]["rowcast.socket"]` of a request."""
+
+    def __init__(self, protocol: HttpToolsProtocol, cycle: RequestResponseCycle) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+        self.sent: object = None
+        """The body of the last message that reached the server."""
+
+    def take(self, first: bytes, limit: int) -> SocketSink | None:
+        """The socket, once the response has begun with `first`, that very object: then it was neither
+        changed nor held back on its way here. For uvicorn the client is gone from now on."""
+        protocol, cycle = self._protocol, self._cycle
+        transport = protocol.transport
+        if self.sent is not first or cycle.disconnected or transport.is_closing():
+            return None
+        sink = SocketSink(transport, protocol.connections, protocol.flow.write_paused)  # type: ignore[arg-type]
+        protocol.connections.add(sink)  # type: ignore[arg-type]
+        protocol.connections.discard(protocol)
+        protocol.flow.resume_reading()  # or nobody would notice that the client goes
+        protocol.parser = None  # type: ignore[assignment]
+        transport.set_protocol(sink)
+        transport.set_write_buffer_limits(limit)
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return sink
+
+
+class Protocol(HttpToolsProtocol):
+    """Offers each request its socket."""
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        super()._start_asgi_task(cycle, offering(app, Offer(self, cycle)))  # type: ignore[arg-type]
+
+
+def offering(app: ASGIApp, offer: Offer) -> ASGIApp:
+    async def offered(scope: Scope, receive: Receive, send: Send) -> None:
+        async def noted(message: Message) -> None:
+            await send(message)
+            offer.sent = message.get("body")
+
+        scope["extensions"] = {"rowcast.socket": offer}
+        await app(scope, receive, noted)
+
+    return offered
