@@ -16,7 +16,7 @@ from typing import Protocol
 from .database import TROUBLE, explain
 from .errors import DatabaseUnavailable
 from .events import Cursor, Position, Topic
-from .follower import Follower, From, Start, Wish
+from .follower import Follower, FollowerToTheEnd, From, Start, Wish
 from .frames import Block
 from .hub import Hub
 from .log import Log
@@ -66,7 +66,7 @@ class Feed:
 
     def follow(self, topic: Topic, wish: Wish, sink: Sink) -> Follower:
         """A new client: it is told from where on, what it missed, and what comes."""
-        follower = Follower(self, topic, wish, sink)
+        follower = (FollowerToTheEnd if wish.until_end else Follower)(self, topic, wish, sink)
         self.add(follower)
         if not follower.closed:
             follower.catch_up()

@@ -53,7 +53,7 @@ class Follower:
 
     # fmt: off
     __slots__ = ("_catching_up", "_caught_up", "_greeted", "_home", "_hub", "_start",
-                 "closed", "epoch", "position", "sink", "topic", "wish")
+                 "closed", "epoch", "position", "sink", "topic", "view", "wish")
     # fmt: on
 
     def __init__(self, home: Home, topic: Topic, wish: Wish, sink: Sink) -> None:
@@ -61,6 +61,7 @@ class Follower:
         self._hub = home.hub
         self.topic = topic
         self.wish = wish
+        self.view = wish.view
         self.sink = sink
         self.position = Position(0)
         """Up to here it has everything that it asked for."""
@@ -115,7 +116,7 @@ class Follower:
             self._hub.leave(self)
             self._move(max(self.position, self._hub.position))
             self.catch_up()
-        elif not self.closed:
+        else:
             self.write(burst)
 
     def write(self, burst: Burst) -> None:
@@ -124,16 +125,10 @@ class Follower:
             if burst.last <= self.position:
                 return
             burst = Burst([event for event in burst.events if event.position > self.position])
-        end = next((event for event in burst.events if event.terminal), None) if self.wish.until_end else None
-        if end is not None:
-            burst = Burst([event for event in burst.events if event.position <= end.position])
         self.position = burst.last
-        block = burst.block(self.wish.view)
+        block = burst.block(self.view)
         if block is not None:
             self.sink.write(block)
-        if end is not None:
-            self._tell("end", {f"{self.topic.kind}_id": self.topic.id, "cursor": str(end.cursor)}, end.cursor)
-            self.close()
 
     def reset(self, reason: str) -> None:
         """Its position cannot be honoured: it goes on live from the hub's, and rereads the state."""
@@ -193,5 +188,20 @@ class Follower:
         self._tell("reset", {"reason": reason, "cursor": str(cursor)}, cursor)
 
     def _tell(self, type: str, data: dict[str, object], cursor: Cursor | None = None) -> None:
-        encode = sse_message if self.wish.view.format == "message" else sse
+        encode = sse_message if self.view.format == "message" else sse
         self.sink.write(Block(encode(type, msgspec.json.encode(data), cursor)))
+
+
+class FollowerToTheEnd(Follower):
+    """Of one job or request: its last event ends the stream."""
+
+    __slots__ = ()
+
+    def write(self, burst: Burst) -> None:
+        end = next((event for event in burst.events if event.terminal), None)
+        if end is None:
+            super().write(burst)
+        elif not self.closed:
+            super().write(Burst([event for event in burst.events if event.position <= end.position]))
+            self._tell("end", {f"{self.topic.kind}_id": self.topic.id, "cursor": str(end.cursor)}, end.cursor)
+            self.close()

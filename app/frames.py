@@ -10,22 +10,16 @@ from .events import Cursor, Event, Format, Types
 
 
 class Block:
-    """Frames that are written together. The chunk around them (RFC 9112, section 7.1) is made once."""
+    """Frames that are written together, bare and as one chunk of a response (RFC 9112, section 7.1)."""
 
-    __slots__ = ("_chunk", "data")
+    __slots__ = ("chunk", "data")
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self._chunk: bytes | None = None
+        self.chunk = b"%x\r\n%b\r\n" % (len(data), data)
 
     def __repr__(self) -> str:
         return f"<Block {len(self.data)} bytes>"
-
-    @property
-    def chunk(self) -> bytes:
-        if self._chunk is None:
-            self._chunk = b"%x\r\n%b\r\n" % (len(self.data), self.data)
-        return self._chunk
 
 
 class View:

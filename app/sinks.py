@@ -1,6 +1,7 @@
 """Where a transport puts a follower's bytes: over ASGI on any server, or straight on the socket."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -93,16 +94,19 @@ class SocketSink(asyncio.Protocol):
     """A client's socket itself, taken over from the server when its response had started.
 
     It is also the protocol of its transport, so that an idle client is a transport, a follower and
-    this, and no task. Each block goes out as one chunk of the response (RFC 9112, section 7.1).
+    this, and no task. Each block goes out as one chunk of the response (RFC 9112, section 7.1), with
+    a system call of its own; the transport gets what the kernel has no room for.
     """
 
-    __slots__ = ("_room", "_server", "full", "owner", "transport")
+    __slots__ = ("_fd", "_queued", "_room", "_server", "full", "owner", "transport")
 
     def __init__(self, transport: asyncio.Transport, server: set[object], full: bool) -> None:
         self.owner: Owner | None = None
         self.full = full
         self.transport = transport
         self._server = server
+        self._fd: int = transport.get_extra_info("socket").fileno()
+        self._queued = True
         self._room: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -114,18 +118,40 @@ class SocketSink(asyncio.Protocol):
         return self.transport.get_write_buffer_size()
 
     def write(self, block: Block) -> None:
-        self.transport.write(block.chunk)
+        if self._queued:
+            self._write_behind(block)
+            return
+        chunk = block.chunk
+        try:
+            sent = os.write(self._fd, chunk)
+        except OSError:  # no room, or an error that the transport will find out about as well
+            sent = 0
+        if sent < len(chunk):
+            self._queue(chunk[sent:])
+
+    def _write_behind(self, block: Block) -> None:
+        self._queued = self.buffered > 0
+        if self._queued:
+            self._queue(block.chunk)
+        else:
+            self.write(block)
+
+    def _queue(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            self._queued = True
+            self.transport.write(data)
 
     async def drained(self) -> None:
-        await asyncio.sleep(0)  # what was written leaves at the end of the loop's turn
+        await asyncio.sleep(0)
         if self.full:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
 
     def close(self) -> None:
         if not self.transport.is_closing():
-            self.transport.write(b"0\r\n\r\n")
+            self._queue(b"0\r\n\r\n")
             self.transport.close()
+            self._fd = -1
 
     def shutdown(self) -> None:
         """The server ends, and this connection is one of its."""
@@ -143,6 +169,7 @@ class SocketSink(asyncio.Protocol):
         """Nothing more can be asked for on a connection that streams."""
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._fd = -1  # closed after this, and soon another client's
         self._server.discard(self)
         self.resume_writing()
         owner, self.owner = self.owner, None

@@ -28,10 +28,10 @@ async def measure(database: Database, following: int = 100, sessions: int = 100,
     await db.execute("INSERT INTO message (session_id) SELECT id FROM session, generate_series(1, $1)", WRITERS)
     ids = [str(row["id"]) for row in await db.fetch("SELECT id FROM session ORDER BY id")]
     rows = []
-    async with hub(database) as url:
+    async with hub(database) as served:
         for rate in rates or [10.0, 1000.0]:
             await settle(db)
-            async with clients(url, [session for session, _ in zip(itertools.cycle(ids), range(following))]) as streams:
+            async with clients(served.url, [session for session, _ in zip(itertools.cycle(ids), range(following))]) as streams:
                 sent, committed = await _write(database, rate, seconds)
                 # Client n follows session n % sessions, and event n is of that session as well.
                 wanted = sum(len(range(n % sessions, following, sessions)) for n in committed)

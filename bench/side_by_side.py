@@ -185,13 +185,23 @@ async def pgbench(database: Database, script: str, clients: int, seconds: int) -
     return Load(int(done[1]), statistics.fmean(progress[1:] or progress))
 
 
+@dataclass(frozen=True)
+class Served:
+    url: str
+    pid: int
+
+
+# What another server than ours does: nothing is taken over from it.
+OVER_ASGI = "from rowcast import cli, takeover; takeover.Protocol = takeover.HttpToolsProtocol; cli.main()"
+
+
 @asynccontextmanager
-async def hub(database: Database) -> AsyncIterator[str]:
-    """`rowcast serve` as a child, until it was ready; gives its address."""
+async def hub(database: Database, asgi: bool = False, workers: int = 1) -> AsyncIterator[Served]:
+    """`rowcast serve` as a child, until it was ready."""
     with tempfile.TemporaryFile("w+") as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "rowcast.cli", "serve", "--port", "0", "--no-auth"),
-            env={**os.environ, "DATABASE_URL": database.url},
+            *(sys.executable, *(("-c", OVER_ASGI) if asgi else ("-m", "rowcast.cli")), "serve", "--port", "0", "--no-auth"),
+            env={**os.environ, "DATABASE_URL": database.url, "ROWCAST_WORKERS": str(workers)},
             stderr=log,
             preexec_fn=end_with_parent(signal.SIGTERM),
         )
@@ -202,7 +212,7 @@ async def hub(database: Database) -> AsyncIterator[str]:
                     log.seek(0)
                     sys.exit(f"the hub did not start:\n{log.read()}")
                 await asyncio.sleep(0.05)
-            yield url
+            yield Served(url, process.pid)
         finally:
             with suppress(ProcessLookupError):
                 process.terminate()

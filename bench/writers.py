@@ -44,7 +44,7 @@ async def captured(database: Database, connections: int, seconds: int) -> Load:
     """With a hub and clients. Afterwards every committed change must be in the log, and at its client."""
     db = await database.connect()
     sessions = [str(row["id"]) for row in await db.fetch("SELECT id FROM public.session")]
-    async with hub(database) as url, clients(url, sessions) as streams:
+    async with hub(database) as served, clients(served.url, sessions) as streams:
         before = await db.fetchval("SELECT coalesce(max(position), 0) FROM rowcast.event")
         load = await pgbench(database, SCRIPT.format(table="public.message"), connections, seconds)
         frames = await streams.arrived(load.transactions)

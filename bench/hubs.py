@@ -1,0 +1,214 @@
+"""The hubs that are compared, each started as its users would, and the load: programs in C that are no bottleneck."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rowcast.process import end_with_parent
+from side_by_side import APPEND, PATIENCE, Database, hub, say
+
+HERE = Path(__file__).parent
+LOAD = HERE / "load"
+TICKS = os.sysconf("SC_CLK_TCK")
+
+NOTIFY = "SELECT pg_notify($1, $2)"
+UPDATE = f"UPDATE message SET text = {APPEND.format('$2')} WHERE id = ('00000000-0000-0000-0000-' || lpad($1, 12, '0'))::uuid"
+"""Rowcast's event is a row that changes; session n has the message n."""
+
+
+@dataclass(frozen=True)
+class Hub:
+    name: str
+    port: int
+    path: str
+    """`{s}` is the number of a client's topic, `{S}` the same in twelve digits."""
+    pid: int
+    sql: str = NOTIFY
+    channel: str = "events"
+    template: str = '{"session":"{s}","m":"{mark}","pad":"{pad}"}'
+
+    def cpu(self) -> float:
+        """Seconds of processor time of the hub and its children so far."""
+        return sum(sum(map(int, _stat(pid)[11:13])) for pid in _tree(self.pid)) / TICKS
+
+    def memory(self) -> float:
+        """Resident kilobytes."""
+        return sum(int(line.split()[1]) for pid in _tree(self.pid) for line in _lines(pid) if line.startswith("VmRSS"))
+
+
+def _stat(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _lines(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/status").read_text().splitlines()
+
+
+def _tree(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(member for child in children for member in _tree(int(child)))]
+
+
+def build() -> None:
+    subprocess.run(["make", "--quiet", "-C", str(LOAD)], check=True)
+
+
+def present(name: str) -> bool:
+    """Whether this peer can run here; says what is missing."""
+    wanted = {
+        "nchan": (Path("/usr/lib/nginx/modules/ngx_nchan_module.so").exists() and shutil.which("nginx"), "nginx and libnginx-mod-nchan"),
+        "broadcaster": (not subprocess.run([sys.executable, "-c", "import broadcaster"], capture_output=True).returncode, "the package broadcaster"),
+    }  # fmt: skip
+    there, what = wanted.get(name, (True, ""))
+    if not there:
+        say(f"without {name}: install {what} to compare with it")
+    return bool(there)
+
+
+@asynccontextmanager
+async def running(name: str, database: Database) -> AsyncIterator[Hub]:
+    async with AsyncExitStack() as stack:
+        if name.startswith("Rowcast"):
+            workers = 2 if "2 workers" in name else 1
+            served = await stack.enter_async_context(hub(database, asgi="ASGI" in name, workers=workers))
+            path = "/api/sse/00000000-0000-0000-0000-{S}?from=now"
+            yield Hub(name, urlsplit(served.url).port or 0, path, served.pid, UPDATE, "{s}", "{mark}{pad}")
+            return
+        port, folder = _free_port(), Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if name == "nchan":
+            conf = folder / "nchan.conf"
+            text = (HERE / "peers/nchan.conf").read_text()
+            conf.write_text(
+                ("user root;\n" if os.getuid() == 0 else "") + text.replace("{port}", str(port)).replace("{folder}", str(folder))
+            )
+            process = await _start(stack, "nginx", "-p", folder, "-c", conf, port=port)
+            bridge = (LOAD / "pgbridge", "--conninfo", database.url, "--listen", "events", "--proto", "http", "--port", port, "--path", "/pub/{s}", "--window", 16)  # fmt: skip
+            await _start(stack, *bridge)
+            yield Hub(name, port, "/sse/{s}", process.pid)
+        elif name.startswith("C floor"):
+            options = ["--coalesce"] if "joined" in name else []
+            process = await _start(stack, LOAD / "floorhub", port, database.url, *options, port=port)
+            yield Hub(name, port, "/sse/{s}", process.pid)
+        else:
+            app = {"broadcaster": "broadcaster_app:app", "tutorial": "listen_per_client_app:app"}[name]
+            command = (sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", port, "--no-access-log", "--backlog", 4096, "--app-dir", HERE / "peers", app)  # fmt: skip
+            process = await _start(stack, *command, port=port, env={**os.environ, "DSN": database.url})
+            yield Hub(name, port, "/sse/{s}", process.pid, channel="ch_{s}" if name == "broadcaster" else "events")
+
+
+async def _start(stack: AsyncExitStack, *command: object, port: int = 0, **options: Any) -> Process:
+    process = await asyncio.create_subprocess_exec(
+        *map(str, command), stdout=DEVNULL, stderr=DEVNULL, preexec_fn=end_with_parent(signal.SIGTERM), **options
+    )
+    stack.push_async_callback(_stop, process)
+    for _ in range(200):
+        if process.returncode is not None:
+            sys.exit(f"{command[0]} ended with {process.returncode}")
+        if not port or _answers(port):
+            return process
+        await asyncio.sleep(0.05)
+    sys.exit(f"{command[0]} did not open its port")
+
+
+async def _stop(process: Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), 5)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Clients:
+    """hubload: connections that look for marks in what they receive, and count what is lost."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    async def ask(self, command: str) -> dict[str, Any]:
+        assert self._process.stdin
+        self._process.stdin.write(f"{command}\n".encode())
+        return await self.answer("RESULT" if command == "STOP" else "STAT")
+
+    async def answer(self, wanted: str) -> dict[str, Any]:
+        assert self._process.stdout
+        while line := (await asyncio.wait_for(self._process.stdout.readline(), 2 * PATIENCE)).decode():
+            kind, _, data = line.partition(" ")
+            if kind == wanted:
+                return json.loads(data)  # type: ignore[no-any-return]
+        sys.exit("the clients ended")
+
+    def reset(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(b"RESET\n")
+
+    async def arrived(self, frames: int, patience: float = 10.0) -> dict[str, Any]:
+        """What there is once so many have arrived, or nothing more does."""
+        while True:
+            now = await self.ask("STAT")
+            if now["delivered"] - now["dups"] >= frames or now["idle_ms"] > 1000 * patience:
+                return now
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def connected(hub: Hub, clients: int, topics: int = 1, concurrency: int = 64, stalled: int = 0, path: str = "") -> AsyncIterator[tuple[Clients, dict[str, Any]]]:  # fmt: skip
+    """Clients, all with a stream; and how long that took."""
+    options = {
+        "port": hub.port,
+        "path": path or hub.path,
+        "conns": clients,
+        "sessions": topics,
+        "concurrency": concurrency,
+        "stall": stalled,
+    }
+    given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    process = await asyncio.create_subprocess_exec(
+        *(LOAD / "hubload", *given, "--stall-rcvbuf", "4096"), stdin=PIPE, stdout=PIPE, preexec_fn=end_with_parent(signal.SIGKILL)
+    )
+    try:
+        load = Clients(process)
+        ready = await load.answer("READY")
+        if ready["ready"] != clients:
+            say(f"{hub.name}: {ready['failed']} of {clients} connections failed: {ready['first_error']}")
+        yield load, ready
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def publish(database: Database, hub: Hub, topics: int, rate: float, seconds: float, size: int, batch: int = 1) -> dict[str, Any]:
+    """pgpub: events as rows or notifications, at a rate, or flat out with rate 0; what it sent."""
+    options = {"conninfo": f"{database.url}?options=-c%20synchronous_commit%3Doff", "channel": hub.channel, "sql": hub.sql, "template": hub.template}  # fmt: skip
+    options |= {"sessions": topics, "size": size, "rate": rate, "seconds": seconds, "batch": batch}  # type: ignore[dict-item]
+    given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    process = await asyncio.create_subprocess_exec(LOAD / "pgpub", *given, stdout=PIPE, stderr=PIPE)
+    out, error = await process.communicate()
+    if process.returncode:
+        sys.exit(f"pgpub failed: {error.decode()}{out.decode()[:300]}")
+    return json.loads(out)  # type: ignore[no-any-return]
