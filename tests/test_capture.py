@@ -1,6 +1,7 @@
 """What a write becomes in the outbox."""
 
 import json
+import re
 from typing import Any
 
 import asyncpg
@@ -451,3 +452,40 @@ async def test_row_security_hides_no_audience_and_fails_no_write(writer: Writer,
     await writer.db.execute("RESET row_security")
     (row,) = await writer.outbox()
     assert (row["type"], row["session_id"], row["project_id"]) == ("agent.step.updated", session, str(project))
+
+
+async def test_one_row_and_many_are_told_alike(writer: Writer, session: str) -> None:
+    """Growing text of one row has a way of its own through the capture."""
+    other, job = await writer.session(await writer.project()), await writer.insert("job", session_id=session)
+    texts = ["", "a", "ab", "ab\n", "b", "a\U0001f600", "a\U0001f600é", "x" * 3000]
+    changes = ["", ", status = 'completed'", ", status = 'failed'", ", role = 'user'", ", metadata = '{\"a\": 1}'"]
+    changes += [", session_id = $3::uuid", ", job_id = $4::uuid", ", job_id = $4::uuid, status = 'completed'"]
+    for before in texts:
+        ids = [await writer.message(session, before) for _ in range(3)]
+        for after in texts:
+            for change in changes:
+                told = []
+                for some in (ids[:1], ids[1:]):
+                    await writer.outbox()
+                    update = f"UPDATE message SET text = $2{change} WHERE id = ANY($1::uuid[]) AND ($3::text, $4::text) IS NOT NULL"
+                    await writer.db.execute(update, some, after, other, str(job))
+                    rows = [(row["session_id"], row["project_id"], row["job_id"], row["type"], row["text"]) for row in await writer.outbox()]
+                    told.append([re.sub(rf"{'|'.join(map(str, ids))}|2\d\d\d-[^\"]*", "…", repr(row)) for row in rows])
+                assert sorted(told[0] * 2) == sorted(told[1]), f"{before!r} to {after!r}{change}"
+                back = "UPDATE message SET text = $2, status = 'streaming', role = 'assistant', metadata = '{}', session_id = $3, job_id = NULL WHERE id = ANY($1)"
+                await writer.db.execute(back, ids, before, session)
+
+
+async def test_a_column_of_any_name_may_be_added(writer: Writer, session: str) -> None:
+    """Also those that the functions use for rows."""
+    job = await writer.insert("job", session_id=session)
+    ids = {"request": await writer.insert("request", session_id=session), "message": await writer.message(session), "job": job}
+    ids["job_step"] = await writer.insert("job_step", job_id=job)
+    await writer.outbox()
+    for table, id in ids.items():
+        await writer.db.execute(f"ALTER TABLE {table} ADD COLUMN n int, ADD COLUMN o int, ADD COLUMN e int, ADD COLUMN at int")
+        await writer.db.execute(f"UPDATE {table} SET {'text' if table == 'message' else 'error'} = 'grew' WHERE id = $1", id)
+        await writer.db.execute(f"DELETE FROM {table} WHERE id = $1", id) if table != "job" else None
+    seen = await types(writer)
+    assert seen[:4] == ["request_update", "request.deleted", "message.delta", "message.deleted"]
+    assert len(seen) == 7

@@ -103,7 +103,7 @@ async def test_an_upgrade_waits_for_a_writer_without_queueing_the_others(databas
     monkeypatch.setattr(schema, "LOCK_TIMEOUT", "100ms")
     writer, other = await asyncpg.connect(database), await asyncpg.connect(database)
     await writer.execute("BEGIN; INSERT INTO project DEFAULT VALUES")
-    migration = asyncio.create_task(schema.migrate(database, "-1"))
+    migration = asyncio.create_task(schema.migrate(database, "0001"))
     waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     await until_sql(other, waiting)
     await asyncio.wait_for(other.execute("INSERT INTO project DEFAULT VALUES"), 5)
