@@ -33,7 +33,10 @@ BUSY_EVENTS, QUIET_EVENTS, WINDOW = 20, 5, 0.1
 """Busy: this many events within so many seconds; quiet: fewer than the second. Rounds would not do: where
 many writers ring, a call waits for their NOTIFY lock, and each round finds more."""
 
-POLL_INTERVAL = 0.003
+POLL_INTERVAL, POLL_INTERVALS, POLL_MOST = 0.001, 2, 0.01
+"""We rest that long for each event that the last look found, up to so many: few events are to arrive soon,
+many are cheaper together. And never less than the look took, so that it is at most half of our time."""
+
 WITNESS_INTERVAL = 0.02
 SECOND_LOOK = 0.1
 PING_INTERVAL, PING_TIMEOUT = 1.0, 2.0
@@ -218,10 +221,11 @@ class Sequencer:
             elif not self.polling:
                 return  # the caller drains once more
             self._rung.clear()
+            began, before = time.monotonic(), self.sequenced
             await self._drain(connection)
             if not self.polling and not self.witnesses and not self._busy():
                 return
-            await self._sleep(POLL_INTERVAL if self.polling else WITNESS_INTERVAL)
+            await self._sleep(_rest(self.sequenced - before, time.monotonic() - began) if self.polling else WITNESS_INTERVAL)
 
     async def _silence(self, connection: Connection) -> None:
         self.polling = await connection.fetchval(f"SELECT pg_try_advisory_lock({DOORBELL})")
@@ -236,6 +240,10 @@ class Sequencer:
 
     async def _holders(self, connection: Connection) -> set[str]:
         return {row[0] for row in await connection.fetch(_WITNESSES)}
+
+
+def _rest(found: int, took: float) -> float:
+    return min(max(POLL_INTERVAL * min(max(found, 1), POLL_INTERVALS), took), POLL_MOST)
 
 
 async def prune(log: Log, sequencer: Sequencer, keep: timedelta) -> None:

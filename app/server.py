@@ -3,6 +3,7 @@
 uvicorn waits for open connections before the lifespan ends, so the streams are ended first, here.
 """
 
+import gc
 import logging
 import os
 import socket
@@ -86,27 +87,41 @@ def serve(settings: Settings) -> None:
     if settings.workers > 1:
         if sys.platform == "win32":
             raise ConfigurationError("workers share a socket, which Windows cannot: start several `rowcast serve` on ports of their own")
-        keep_running([worker(settings, sock) for _ in range(settings.workers)])
+        sockets = spread(sock, settings.workers)  # held by us: while a worker starts anew, its connections wait
+        keep_running([worker(settings, own) for own in sockets])
     else:
         serve_socket(settings, sock)
 
 
 def serve_socket(settings: Settings, sock: socket.socket) -> None:
     server = create_server(settings)
+    gc.collect()
+    gc.freeze()  # what is there now stays: to look through it again and again would hold up events for 40 ms
     server.run(sockets=[sock])
     if not server.started:
         sys.exit(3)
 
 
-def bind(host: str, port: int) -> socket.socket:
+def spread(sock: socket.socket, workers: int) -> list[socket.socket]:
+    """A socket for each worker. Where the kernel can, each has its own (socket(7), SO_REUSEPORT), and it
+    spreads the connections evenly: one that is shared goes to whoever wakes first."""
+    if sys.platform != "linux":
+        return [sock] * workers
+    host, port = sock.getsockname()[:2]
+    sock.close()  # first bound without: that port was free, and is not one that another hub spreads over
+    return [bind(host, port, socket.SO_REUSEPORT) for _ in range(workers)]
+
+
+def bind(host: str, port: int, *options: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    for option in (socket.SO_REUSEADDR, *options):
+        sock.setsockopt(socket.SOL_SOCKET, option, 1)
     try:
         sock.bind((host, port))
     except OSError as error:
         sock.close()
         raise ConfigurationError(f"cannot bind {host}:{port}: {error.strerror or error}") from None
-    sock.listen(BACKLOG)  # held by us: while a worker starts anew, connections wait instead of being refused
+    sock.listen(BACKLOG)
     return sock
 
 

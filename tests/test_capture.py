@@ -469,7 +469,9 @@ async def test_one_row_and_many_are_told_alike(writer: Writer, session: str) -> 
                     await writer.outbox()
                     update = f"UPDATE message SET text = $2{change} WHERE id = ANY($1::uuid[]) AND ($3::text, $4::text) IS NOT NULL"
                     await writer.db.execute(update, some, after, other, str(job))
-                    rows = [(row["session_id"], row["project_id"], row["job_id"], row["type"], row["text"]) for row in await writer.outbox()]
+                    rows = [
+                        (row["session_id"], row["project_id"], row["job_id"], row["type"], row["text"]) for row in await writer.outbox()
+                    ]
                     told.append([re.sub(rf"{'|'.join(map(str, ids))}|2\d\d\d-[^\"]*", "…", repr(row)) for row in rows])
                 assert sorted(told[0] * 2) == sorted(told[1]), f"{before!r} to {after!r}{change}"
                 back = "UPDATE message SET text = $2, status = 'streaming', role = 'assistant', metadata = '{}', session_id = $3, job_id = NULL WHERE id = ANY($1)"

@@ -6,7 +6,9 @@ import re
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -75,6 +77,9 @@ async def test_workers_share_the_port_and_are_replaced(database: str, writer: Wr
         assert hub.process
         children = [int(pid) for pid in await _children(hub.process.pid)]
         assert len(children) == 2
+        held = [_connections(child, urlsplit(hub.url).port or 0) for child in children]
+        assert sum(held) == 20
+        assert min(held) > 2, f"{held}: not spread"
         os.kill(children[0], signal.SIGKILL)
         await until(lambda: any("starting it again" in line for line in hub.log))
         await until_sql(writer.db, f"SELECT ({workers}) = 2")
@@ -94,6 +99,22 @@ async def test_workers_end_with_a_parent_that_is_killed(database: str, writer: W
 async def _children(pid: int) -> list[str]:
     with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: ASYNC230, PTH123
         return file.read().split()
+
+
+def _connections(pid: int, port: int) -> int:
+    """Established ones of a process, on a port of its."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    inodes = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01"}
+    return sum(str(fd.readlink()) in inodes for fd in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def test_workers_take_no_port_of_another_hub() -> None:
+    first = server.bind("127.0.0.1", 0)
+    own = server.spread(first, 2)
+    with pytest.raises(server.ConfigurationError, match="in use"):
+        server.bind(*own[0].getsockname())
+    for sock in own:
+        sock.close()
 
 
 async def test_plain_uvicorn_ends_streams_too(database: str, writer: Writer, project_root: Any) -> None:
