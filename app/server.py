@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 from starlette.applications import Starlette
@@ -23,6 +23,7 @@ from .settings import Settings
 logger = logging.getLogger(__name__)
 
 BACKLOG = 4096
+FILES = 1_000_000
 LAST_GRACE = 1
 """Seconds that uvicorn gives what is still open after the drain."""
 
@@ -77,9 +78,20 @@ def check_exposure(settings: Settings) -> None:
         raise ConfigurationError(f"everybody who reaches {settings.host} could read everything: set ROWCAST_INSECURE=1 if that is meant")
 
 
+def allow_files() -> None:
+    """A client is a file. Most systems allow a process 1,024 unless it asks for more, as far as it may."""
+    if sys.platform != "win32":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, FILES) if hard > 0 else FILES, hard))
+
+
 def serve(settings: Settings) -> None:
     """Until SIGTERM or SIGINT."""
     check_exposure(settings)
+    allow_files()
     sock = bind(settings.host, settings.port)
     host, port = sock.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host

@@ -1,33 +1,38 @@
 """From a row to many browsers, beside other hubs: processor time, latency, throughput and memory."""
 
-import argparse
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+import functools
+from collections.abc import Awaitable, Callable, Sequence
 
-from hubs import Hub, build, connected, present, publish, running
-from side_by_side import Database, Row, medians, parser, run, say, settle, until
+from hubs import Clients, Hub, build, connected, present, publish, running
+from rowcast.database import Connection
+from side_by_side import Database, Row, grid, medians, parser, run, say, settle, until
 
-PEERS = ["Rowcast", "Rowcast over ASGI", "C floor", "C floor, joined", "nchan", "broadcaster", "tutorial"]
+ALL = ["hot", "topics", "flood", "sustained", "idle", "replay", "storm", "stuck", "workers"]
+PEERS = ["Rowcast", "Rowcast over ASGI", "C floor", "nchan", "broadcaster", "tutorial"]
 SLOW = {"broadcaster", "tutorial"}
 """What they cost is known after one round."""
 
 FRAME = 300
 """Bytes on the wire, on average, of each hub."""
 
-TOPICS = """
-INSERT INTO session (id) SELECT ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid FROM generate_series(0, 1999) n
+MISSED = 10_000
+RATES = [500, 1000, 2000, 3000, 4000, 5000, 6500, 8000, 10_000, 13_000]
+
+SETUP = """
+INSERT INTO session (id) SELECT ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid FROM generate_series(0, 1999) n;
+INSERT INTO message (id, session_id) SELECT id, id FROM session
 """
+CURSOR = "SELECT (SELECT epoch FROM rowcast.epoch ORDER BY id DESC LIMIT 1) || '-' || max(position) FROM rowcast.head"
 
 Figures = dict[str, float]
 What = Callable[[Database, Hub], Awaitable[Figures]]
 
 
-async def measure(database: Database, peers: list[str], scenarios: list[str]) -> list[Row]:
+async def measure(database: Database, peers: Sequence[str] = PEERS, scenarios: Sequence[str] = ALL) -> list[Row]:
     build()
     db = await database.connect()
-    await db.execute(TOPICS)
-    await db.execute("INSERT INTO message (id, session_id) SELECT id, id FROM session")
+    await db.execute(SETUP)
     await db.close()
     rows = []
     for name in scenarios:
@@ -35,7 +40,7 @@ async def measure(database: Database, peers: list[str], scenarios: list[str]) ->
     return rows
 
 
-async def _compare(database: Database, peers: list[str], what: What, rounds: int) -> dict[str, Figures]:
+async def _compare(database: Database, peers: list[str], what: What, rounds: int = 3) -> dict[str, Figures]:
     """The median of each figure of each peer, measured in turns."""
     found: dict[str, list[Figures]] = {}
     for turn in range(1 if database.quick else rounds):
@@ -46,16 +51,32 @@ async def _compare(database: Database, peers: list[str], what: What, rounds: int
             await settle(db)
             await db.close()
             async with running(peer, database) as hub:
-                figures = await what(database, hub)
-            say(f"{peer}: " + ", ".join(f"{name} {value:,.2f}" for name, value in figures.items()))
-            found.setdefault(peer, []).append(figures)
+                found.setdefault(peer, []).append(await what(database, hub))
     return {peer: medians({name: [each[name] for each in turns] for name in turns[0]}) for peer, turns in found.items()}
+
+
+def _table(scenario: str, found: dict[str, Figures], *targets: Row) -> list[Row]:
+    """Shows all figures, and gives those that have a target."""
+    names = list(next(iter(found.values())))
+    lines = [[peer, *(f"{figures[name]:,.{0 if figures[name] >= 1000 else 2}f}" for name in names)] for peer, figures in found.items()]
+    say(grid([[scenario, *names], *lines]))
+    return list(targets)
+
+
+def _target(scenario: str, found: dict[str, Figures], figure: str, **bounds: float) -> Row:
+    return Row(f"{scenario}: {figure}", found["Rowcast"][figure], "", **bounds)  # type: ignore[arg-type]
+
+
+def _ratios(scenario: str, found: dict[str, Figures], figure: str, most: dict[str, float]) -> list[Row]:
+    mine = found["Rowcast"][figure]
+    beside = {peer: figures[figure] for peer, figures in found.items() if peer != "Rowcast" and figures[figure]}
+    return [Row(f"{scenario}: {figure}", mine, "", mine / theirs, peer, at_most=most.get(peer)) for peer, theirs in beside.items()]
 
 
 async def _loaded(
     database: Database, hub: Hub, clients: int, topics: int, rate: float, *, batch: int = 1, stalled: int = 0, frame: int = FRAME
 ) -> Figures:
-    """Some seconds of events at a rate, 0 is flat out."""
+    """Some seconds of events at a rate; 0 is flat out."""
     seconds = 2 if database.quick else 8
     async with connected(hub, clients, topics, stalled=stalled) as (load, _):
         await asyncio.sleep(12 if hub.name == "tutorial" else 2)
@@ -73,100 +94,70 @@ async def _loaded(
         seen = await load.arrived(wanted)
         used, got = hub.cpu() - cpu, seen["delivered"] - seen["dups"]
     return {
-        "CPU s per M frames": used / max(1, got) * 1e6,
+        "CPU s/M frames": used / max(1, got) * 1e6,
         "p50 ms": seen["lat_ms"]["p50"],
         "p99 ms": seen["lat_ms"]["p99"],
         "frames/s": seen["fps"],
         "lost": wanted - got,
-        "bytes a frame": seen["bytes"] / max(1, got),
-        "peak MB": peak / 1024,
-        "grown MB": (peak - before) / 1024,
-        "out of order": seen["gaps"] + seen["dups"] + seen["misrouted"] if got == wanted else 0,
+        "doubled or misplaced": seen["dups"] + seen["misrouted"],
+        "bytes/frame": seen["bytes"] / max(1, got),
+        "MB at most": peak / 1024,
+        "MB grown": (peak - before) / 1024,
     }
 
 
-async def _size(database: Database, hub: Hub, load: Any, clients: int, topics: int, frame: int) -> int:
+async def _size(database: Database, hub: Hub, load: Clients, clients: int, topics: int, frame: int) -> int:
     """What a publisher must say for frames of that many bytes: Rowcast's carry a cursor and a type as well."""
     size = frame // 2
-    for _ in range(2):
+    for _ in range(3):
         load.reset()
-        sent = await publish(database, hub, topics, 100, max(0.5, topics / 200), size)
+        sent = await publish(database, hub, topics, 100, max(1, topics / 200), size)
         seen = await load.arrived(sum(sent["per_session"]) * clients // topics, patience=2)
         size = max(60, size + int(frame - seen["bytes"] / max(1, seen["delivered"])))
     return size
 
 
-def _rows(scenario: str, found: dict[str, Figures], figures: dict[str, str], targets: dict[str, Any]) -> list[Row]:
-    rows = []
-    for peer, measured in found.items():
-        for name, unit in figures.items():
-            target = targets.get(name, {}) if peer == "Rowcast" else {}
-            rows.append(Row(f"{scenario}, {peer}: {name}", measured[name], unit, **target))
-    return rows
-
-
-def _ratio(scenario: str, found: dict[str, Figures], figure: str, unit: str, **targets: dict[str, float]) -> list[Row]:
-    """Rowcast beside others, one row each: `targets` are by the name of the peer."""
-    mine = found.get("Rowcast", {}).get(figure)
-    if mine is None:
-        return []
-    beside = {peer: measured[figure] for peer, measured in found.items() if peer != "Rowcast" and measured[figure]}
-    return [
-        Row(f"{scenario}, Rowcast: {figure}", mine, unit, mine / value, peer, **targets.get(peer, {})) for peer, value in beside.items()
-    ]  # type: ignore[arg-type]
-
-
 async def hot(database: Database, peers: list[str]) -> list[Row]:
     """1,000 clients of one topic, 100 events/s."""
-    found = await _compare(database, peers, lambda d, h: _loaded(d, h, 1000, 1, 100), 3)
-    rows = _rows(
-        "hot topic",
+    found = await _compare(database, peers, lambda d, h: _loaded(d, h, 1000, 1, 100))
+    name = "hot topic"
+    return _table(
+        name,
         found,
-        dict.fromkeys(("CPU s per M frames", "p50 ms", "p99 ms", "lost", "bytes a frame"), ""),
-        {"p99 ms": {"at_most": 20}, "lost": {"at_most": 0}},
+        *_ratios(name, found, "CPU s/M frames", {"C floor": 1.3, "nchan": 1.0}),
+        _target(name, found, "p99 ms", at_most=20),
+        _target(name, found, "lost", at_most=0),
     )
-    return rows + _ratio("hot topic", found, "CPU s per M frames", "s", **{"C floor": {"at_most": 1.3}, "nchan": {"at_most": 1.0}})
 
 
 async def topics(database: Database, peers: list[str]) -> list[Row]:
     """1,000 topics with a client each, 500 events/s in all."""
-    found = await _compare(database, peers, lambda d, h: _loaded(d, h, 1000, 1000, 500), 3)
-    return _rows(
-        "1,000 topics",
-        found,
-        dict.fromkeys(("CPU s per M frames", "p50 ms", "p99 ms", "lost"), ""),
-        {"p50 ms": {"at_most": 2}, "p99 ms": {"at_most": 5}, "lost": {"at_most": 0}},
-    )
+    found = await _compare(database, peers, lambda d, h: _loaded(d, h, 1000, 1000, 500))
+    name = "1,000 topics"
+    bounds = {"p50 ms": 2, "p99 ms": 5, "lost": 0}
+    return _table(name, found, *(_target(name, found, figure, at_most=most) for figure, most in bounds.items()))
 
 
 async def flood(database: Database, peers: list[str]) -> list[Row]:
-    """100 clients of one topic, rows written as fast as one connection can, 100 a transaction."""
-    found = await _compare(database, peers, lambda d, h: _loaded(d, h, 100, 1, 0, batch=100), 3)
-    return _rows(
-        "flood",
-        found,
-        dict.fromkeys(("frames/s", "p99 ms", "lost", "CPU s per M frames", "grown MB"), ""),
-        {"frames/s": {"at_least": 1_000_000}, "lost": {"at_most": 0}},
-    )
-
-
-RATES = [500, 1000, 1500, 2000, 2500, 3000, 4000, 5000, 6500, 8000, 10_000, 13_000]
+    """100 clients of one topic, written as fast as one connection can, 100 rows or notifications a transaction."""
+    found = await _compare(database, peers, lambda d, h: _loaded(d, h, 100, 1, 0, batch=100))
+    name = "flood"
+    return _table(name, found, _target(name, found, "frames/s", at_least=1_000_000), _target(name, found, "lost", at_most=0))
 
 
 async def sustained(database: Database, peers: list[str]) -> list[Row]:
     """100 clients of one topic: the highest rate at which nothing is lost and p99 stays below 100 ms."""
-    rows = []
+    found = {}
     for peer in peers:
         best = 0.0
-        for rate in RATES[:3] if database.quick else RATES:
+        for rate in RATES[:2] if database.quick else RATES:
             async with running(peer, database) as hub:
                 seen = await _loaded(database, hub, 100, 1, rate)
-            say(f"{peer} at {rate:,}/s: " + ", ".join(f"{name} {value:,.2f}" for name, value in seen.items()))
             if seen["lost"] or seen["p99 ms"] > 100:
                 break
             best = rate * 100
-        rows.append(Row(f"sustained, {peer}", best, "frames/s", at_least=400_000 if peer == "Rowcast" else None))
-    return rows
+        found[peer] = {"frames/s": best}
+    return _table("sustained", found, _target("sustained", found, "frames/s", at_least=400_000))
 
 
 async def idle(database: Database, peers: list[str]) -> list[Row]:
@@ -175,65 +166,39 @@ async def idle(database: Database, peers: list[str]) -> list[Row]:
     for clients in (1000,) if database.quick else (5000, 10_000):
 
         async def at_rest(database: Database, hub: Hub, clients: int = clients) -> Figures:
+            async with connected(hub, 64, 64):  # what the first clients cost, the others do not
+                await asyncio.sleep(1)
             before = hub.memory()
-            async with connected(hub, clients, 1000):
+            async with connected(hub, clients, 1000) as (_, ready):
                 await asyncio.sleep(3)
-                held, cpu = hub.memory() - before, hub.cpu()
-                await asyncio.sleep(5 if database.quick else 20)
-                return {"KB a client": held / clients, "CPU %": (hub.cpu() - cpu) * (20 if database.quick else 5)}
+                held, cpu, seconds = hub.memory() - before, hub.cpu(), 5 if database.quick else 20
+                await asyncio.sleep(seconds)
+                return {"KB/client": held / clients, "CPU %": (hub.cpu() - cpu) / seconds * 100, "refused": clients - ready["ready"]}
 
         found = await _compare(database, [peer for peer in peers if peer != "tutorial"], at_rest, 1)
-        rows += _rows(
-            f"{clients:,} idle",
-            found,
-            {"KB a client": "KB", "CPU %": "%"},
-            {"KB a client": {"at_most": 4}, "CPU %": {"at_most": 1 if clients == 5000 else None}},
-        )
+        name = f"{clients:,} idle"
+        bounds = {"KB/client": 4.0, "refused": 0.0, **({"CPU %": 1.0} if clients == 5000 else {})}
+        rows += _table(name, found, *(_target(name, found, figure, at_most=most) for figure, most in bounds.items()))
     return rows
-
-
-MISSED = 10_000
 
 
 async def replay(database: Database, peers: list[str]) -> list[Row]:
     """100 clients at once that missed 10,000 events each. Only hubs with a log can."""
-    db = await database.connect()
-    head = await _missed(database, db, MISSED)
+    head = await _missed(database, MISSED)
 
     async def catching_up(database: Database, hub: Hub) -> Figures:
         cpu = hub.cpu()
         async with connected(hub, 100, path=hub.path.replace("from=now", f"after={head}")) as (load, _):
             seen = await load.arrived(100 * MISSED)
-        return {"frames/s": seen["fps"], "lost": 100 * MISSED - seen["delivered"], "CPU s": hub.cpu() - cpu}
+        return {"frames/s": seen["fps"], "lost": 100 * MISSED - seen["delivered"], "CPU s": hub.cpu() - cpu, "MB": hub.memory() / 1024}
 
-    found = await _compare(database, [peer for peer in peers if peer.startswith("Rowcast")], catching_up, 3)
-    await db.close()
-    return _rows("replay", found, {"frames/s": "", "lost": "", "CPU s": "s"}, {"frames/s": {"at_least": 500_000}, "lost": {"at_most": 0}})
-
-
-async def _missed(database: Database, db: Any, events: int) -> str:
-    """Writes so many events of topic 0; the cursor before them."""
-    cursor = "SELECT (SELECT epoch FROM rowcast.epoch ORDER BY id DESC LIMIT 1) || '-' || max(position) FROM rowcast.head"
-    async with running("Rowcast", database) as hub:
-        before: str = await db.fetchval(cursor)
-        await _exactly(database, hub, events)
-        await until(lambda: db.fetchval("SELECT NOT EXISTS (SELECT FROM rowcast.outbox)"))
-    return before
-
-
-async def _exactly(database: Database, hub: Hub, events: int) -> None:
-    db = await database.connect()
-    update = await db.prepare(hub.sql)
-    async with db.transaction():
-        for n in range(events):
-            await update.fetch("0", f"@T1.0.{n + 1}@" + "x" * 100)
-    await db.close()
+    found = await _compare(database, [peer for peer in peers if peer.startswith("Rowcast")], catching_up)
+    return _table("replay", found, _target("replay", found, "frames/s", at_least=500_000), _target("replay", found, "lost", at_most=0))
 
 
 async def storm(database: Database, peers: list[str]) -> list[Row]:
     """2,000 clients connect at once, as after a restart; Rowcast's missed ten events each."""
-    db = await database.connect()
-    head = await _missed(database, db, 10)
+    head = await _missed(database, 10)
 
     async def rush(database: Database, hub: Hub) -> Figures:
         cpu = hub.cpu()
@@ -241,50 +206,62 @@ async def storm(database: Database, peers: list[str]) -> list[Row]:
         async with connected(hub, 2000, path=path, concurrency=2000) as (load, ready):
             missed = 20_000 if hub.name.startswith("Rowcast") else 0
             seen = await load.arrived(missed, patience=3)
-            return {
-                "s to connect all": ready["connect_s"],
-                "slowest ms": ready["connect_max_ms"],
-                "lost": missed - seen["delivered"],
-                "CPU s": hub.cpu() - cpu,
-            }
+        figures = {"seconds": ready["connect_s"], "slowest ms": ready["connect_max_ms"], "refused": ready["failed"]}
+        return {**figures, "lost": missed - seen["delivered"], "CPU s": hub.cpu() - cpu}
 
-    found = await _compare(database, [peer for peer in peers if peer != "tutorial"], rush, 3)
-    await db.close()
-    return _rows("storm", found, {"s to connect all": "s", "slowest ms": "ms", "lost": "", "CPU s": "s"}, {"lost": {"at_most": 0}})
+    found = await _compare(database, [peer for peer in peers if peer != "tutorial"], rush)
+    return _table("storm of 2,000", found, *(_target("storm", found, figure, at_most=0) for figure in ("refused", "lost")))
 
 
 async def stuck(database: Database, peers: list[str]) -> list[Row]:
     """40 clients of one topic, 200 events/s of 4,000 bytes, without and with one that never reads."""
+    rows = []
     mine = [peer for peer in peers if peer.startswith("Rowcast")]
-    without = await _compare(database, mine, lambda d, h: _loaded(d, h, 40, 1, 200, frame=4000), 3)
-    beside = await _compare(database, mine, lambda d, h: _loaded(d, h, 40, 1, 200, stalled=1, frame=4000), 3)
-    figures = {"p50 ms": "ms", "p99 ms": "ms", "lost": "", "grown MB": "MB"}
-    return _rows("all read", without, figures, {}) + _rows("one never reads", beside, figures, {"lost": {"at_most": 0}})
+    for name, stalled in {"all read": 0, "one never reads": 1}.items():
+        found = await _compare(database, mine, functools.partial(_stuck, stalled=stalled))
+        rows += _table(name, found, _target(name, found, "p99 ms"), _target(name, found, "lost", at_most=0))
+    return rows
 
 
-SCENARIOS = {
-    "hot": hot,
-    "topics": topics,
-    "flood": flood,
-    "sustained": sustained,
-    "idle": idle,
-    "replay": replay,
-    "storm": storm,
-    "stuck": stuck,
-}
+async def _stuck(database: Database, hub: Hub, stalled: int) -> Figures:
+    return await _loaded(database, hub, 40 + stalled, 1, 200, stalled=stalled, frame=4000)
 
 
-def options() -> argparse.ArgumentParser:
-    arguments = parser(__doc__)
-    arguments.add_argument("--peers", nargs="+", default=PEERS, choices=[*PEERS, "Rowcast, 2 workers"], help="beside whom")
-    arguments.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=SCENARIOS)
-    return arguments
+async def workers(database: Database, peers: list[str]) -> list[Row]:
+    """The hot topic with one process and with two: what the second core gives where the load needs it as well."""
+    found = await _compare(database, ["Rowcast", "Rowcast, 2 workers"], lambda d, h: _loaded(d, h, 1000, 1, 100))
+    return _table("workers", found, *_ratios("workers", found, "CPU s/M frames", {}))
+
+
+async def _missed(database: Database, events: int) -> str:
+    """Writes so many events of topic 0; the cursor before them."""
+    db = await database.connect()
+    async with running("Rowcast", database) as hub:
+        before: str = await db.fetchval(CURSOR)
+        await _write(db, hub, events)
+        await until(lambda: db.fetchval("SELECT NOT EXISTS (SELECT FROM rowcast.outbox)"))
+    await db.close()
+    return before
+
+
+async def _write(db: Connection, hub: Hub, events: int) -> None:
+    update = await db.prepare(hub.sql)
+    async with db.transaction():
+        for n in range(events):
+            await update.fetch("0", f"@T1.0.{n + 1}@" + "x" * 100)
+
+
+SCENARIOS: dict[str, Callable[[Database, list[str]], Awaitable[list[Row]]]] = dict(
+    zip(ALL, (hot, topics, flood, sustained, idle, replay, storm, stuck, workers), strict=True)
+)
 
 
 if __name__ == "__main__":
-    given = options().parse_args()
-
-    async def measured(database: Database) -> list[Row]:
-        return await measure(database, given.peers, given.scenarios)
-
-    run(given, measured)
+    arguments = parser(__doc__)
+    arguments.add_argument(
+        "--peers", nargs="+", default=PEERS, choices=[*PEERS, "C floor, joined"], help="beside whom; Rowcast is always there"
+    )
+    arguments.add_argument("--scenarios", nargs="+", default=ALL, choices=ALL)
+    given = arguments.parse_args()
+    chosen = ["Rowcast", *(peer for peer in given.peers if peer != "Rowcast")]
+    run(given, functools.partial(measure, peers=chosen, scenarios=given.scenarios))

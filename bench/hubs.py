@@ -1,6 +1,8 @@
 """The hubs that are compared, each started as its users would, and the load: programs in C that are no bottleneck."""
 
 import asyncio
+import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -10,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,50 +68,64 @@ def build() -> None:
     subprocess.run(["make", "--quiet", "-C", str(LOAD)], check=True)
 
 
+NCHAN = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
+
+
 def present(name: str) -> bool:
     """Whether this peer can run here; says what is missing."""
-    wanted = {
-        "nchan": (Path("/usr/lib/nginx/modules/ngx_nchan_module.so").exists() and shutil.which("nginx"), "nginx and libnginx-mod-nchan"),
-        "broadcaster": (not subprocess.run([sys.executable, "-c", "import broadcaster"], capture_output=True).returncode, "the package broadcaster"),
-    }  # fmt: skip
-    there, what = wanted.get(name, (True, ""))
-    if not there:
-        say(f"without {name}: install {what} to compare with it")
-    return bool(there)
+    missing = None
+    if name == "nchan" and not (NCHAN.exists() and shutil.which("nginx")):
+        missing = "nginx and libnginx-mod-nchan"
+    if name == "broadcaster" and importlib.util.find_spec("broadcaster") is None:
+        missing = "the Python package broadcaster"
+    if missing:
+        say(f"without {name}: it needs {missing}")
+    return missing is None
 
 
 @asynccontextmanager
 async def running(name: str, database: Database) -> AsyncIterator[Hub]:
-    async with AsyncExitStack() as stack:
-        if name.startswith("Rowcast"):
-            workers = 2 if "2 workers" in name else 1
-            served = await stack.enter_async_context(hub(database, asgi="ASGI" in name, workers=workers))
+    if name.startswith("Rowcast"):
+        async with hub(database, asgi="ASGI" in name, workers=2 if "2 workers" in name else 1) as served:
             path = "/api/sse/00000000-0000-0000-0000-{S}?from=now"
             yield Hub(name, urlsplit(served.url).port or 0, path, served.pid, UPDATE, "{s}", "{mark}{pad}")
-            return
-        port, folder = _free_port(), Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        if name == "nchan":
-            conf = folder / "nchan.conf"
-            text = (HERE / "peers/nchan.conf").read_text()
-            conf.write_text(
-                ("user root;\n" if os.getuid() == 0 else "") + text.replace("{port}", str(port)).replace("{folder}", str(folder))
-            )
-            process = await _start(stack, "nginx", "-p", folder, "-c", conf, port=port)
-            bridge = (LOAD / "pgbridge", "--conninfo", database.url, "--listen", "events", "--proto", "http", "--port", port, "--path", "/pub/{s}", "--window", 16)  # fmt: skip
-            await _start(stack, *bridge)
-            yield Hub(name, port, "/sse/{s}", process.pid)
-        elif name.startswith("C floor"):
-            options = ["--coalesce"] if "joined" in name else []
-            process = await _start(stack, LOAD / "floorhub", port, database.url, *options, port=port)
-            yield Hub(name, port, "/sse/{s}", process.pid)
-        else:
-            app = {"broadcaster": "broadcaster_app:app", "tutorial": "listen_per_client_app:app"}[name]
-            command = (sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", port, "--no-access-log", "--backlog", 4096, "--app-dir", HERE / "peers", app)  # fmt: skip
-            process = await _start(stack, *command, port=port, env={**os.environ, "DSN": database.url})
-            yield Hub(name, port, "/sse/{s}", process.pid, channel="ch_{s}" if name == "broadcaster" else "events")
+        return
+    port = _free_port()
+    async with AsyncExitStack() as stack:
+        pid = await PEERS[name](stack, database, port)
+        yield Hub(name, port, "/sse/{s}", pid, channel="ch_{s}" if name == "broadcaster" else "events")
 
 
-async def _start(stack: AsyncExitStack, *command: object, port: int = 0, **options: Any) -> Process:
+async def _nchan(stack: AsyncExitStack, database: Database, port: int) -> int:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    text = (HERE / "peers/nchan.conf").read_text().replace("{port}", str(port)).replace("{folder}", str(folder))
+    (folder / "nchan.conf").write_text(("user root;\n" if os.getuid() == 0 else "") + text)
+    process = await _start(stack, port, "nginx", "-p", folder, "-c", folder / "nchan.conf")
+    bridge = {"conninfo": database.url, "listen": "events", "proto": "http", "port": port, "path": "/pub/{s}", "window": 16}
+    await _start(stack, 0, LOAD / "pgbridge", *_options(bridge))
+    return process.pid
+
+
+async def _floor(stack: AsyncExitStack, database: Database, port: int, *options: str) -> int:
+    return (await _start(stack, port, LOAD / "floorhub", port, database.url, *options)).pid
+
+
+async def _uvicorn(stack: AsyncExitStack, database: Database, port: int, app: str) -> int:
+    command = (sys.executable, "-m", "uvicorn", "--port", port, "--no-access-log", "--backlog", 4096, "--app-dir", HERE / "peers", app)
+    return (await _start(stack, port, *command, env={**os.environ, "DSN": database.url})).pid
+
+
+PEERS: dict[str, Callable[[AsyncExitStack, Database, int], Awaitable[int]]] = {
+    "C floor": _floor,
+    "C floor, joined": lambda stack, database, port: _floor(stack, database, port, "--coalesce"),
+    "nchan": _nchan,
+    "broadcaster": functools.partial(_uvicorn, app="broadcaster_app:app"),
+    "tutorial": functools.partial(_uvicorn, app="listen_per_client_app:app"),
+}
+
+
+async def _start(stack: AsyncExitStack, port: int, *command: object, **options: Any) -> Process:
+    """A program, until it answers at its port, if it has one."""
     process = await asyncio.create_subprocess_exec(
         *map(str, command), stdout=DEVNULL, stderr=DEVNULL, preexec_fn=end_with_parent(signal.SIGTERM), **options
     )
@@ -177,20 +193,14 @@ class Clients:
 
 
 @asynccontextmanager
-async def connected(hub: Hub, clients: int, topics: int = 1, concurrency: int = 64, stalled: int = 0, path: str = "") -> AsyncIterator[tuple[Clients, dict[str, Any]]]:  # fmt: skip
-    """Clients, all with a stream; and how long that took."""
-    options = {
-        "port": hub.port,
-        "path": path or hub.path,
-        "conns": clients,
-        "sessions": topics,
-        "concurrency": concurrency,
-        "stall": stalled,
-    }
-    given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    process = await asyncio.create_subprocess_exec(
-        *(LOAD / "hubload", *given, "--stall-rcvbuf", "4096"), stdin=PIPE, stdout=PIPE, preexec_fn=end_with_parent(signal.SIGKILL)
-    )
+async def connected(
+    hub: Hub, clients: int, topics: int = 1, concurrency: int = 64, stalled: int = 0, path: str = ""
+) -> AsyncIterator[tuple[Clients, dict[str, Any]]]:
+    """Clients, all with a stream; and how long that took. The first `stalled` never read."""
+    options = {"port": hub.port, "path": path or hub.path, "conns": clients, "sessions": topics}
+    options |= {"concurrency": concurrency, "stall": stalled, "stall-rcvbuf": 4096}
+    command = (LOAD / "hubload", *_options(options))
+    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, preexec_fn=end_with_parent(signal.SIGKILL))
     try:
         load = Clients(process)
         ready = await load.answer("READY")
@@ -203,12 +213,17 @@ async def connected(hub: Hub, clients: int, topics: int = 1, concurrency: int = 
 
 
 async def publish(database: Database, hub: Hub, topics: int, rate: float, seconds: float, size: int, batch: int = 1) -> dict[str, Any]:
-    """pgpub: events as rows or notifications, at a rate, or flat out with rate 0; what it sent."""
-    options = {"conninfo": f"{database.url}?options=-c%20synchronous_commit%3Doff", "channel": hub.channel, "sql": hub.sql, "template": hub.template}  # fmt: skip
-    options |= {"sessions": topics, "size": size, "rate": rate, "seconds": seconds, "batch": batch}  # type: ignore[dict-item]
-    given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    process = await asyncio.create_subprocess_exec(LOAD / "pgpub", *given, stdout=PIPE, stderr=PIPE)
+    """pgpub: events as rows or notifications, at a rate, or flat out with rate 0; what it sent. It does not
+    wait for the disk (synchronous_commit = off), so that one connection is fast enough."""
+    options: dict[str, object] = {"conninfo": f"{database.url}?options=-c%20synchronous_commit%3Doff", "channel": hub.channel}
+    options |= {"sql": hub.sql, "template": hub.template, "sessions": topics, "size": size}
+    options |= {"rate": rate, "seconds": seconds, "batch": batch}
+    process = await asyncio.create_subprocess_exec(LOAD / "pgpub", *_options(options), stdout=PIPE, stderr=PIPE)
     out, error = await process.communicate()
     if process.returncode:
         sys.exit(f"pgpub failed: {error.decode()}{out.decode()[:300]}")
     return json.loads(out)  # type: ignore[no-any-return]
+
+
+def _options(given: Mapping[str, object]) -> list[str]:
+    return [str(part) for name, value in given.items() for part in (f"--{name}", value)]

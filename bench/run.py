@@ -1,8 +1,10 @@
 """Everything, one after the other, in one table."""
 
 import bulk
+import fanout
+import functions
 import latency
 import writers
 from side_by_side import parser, run
 
-run(parser(__doc__).parse_args(), writers.measure, latency.measure, bulk.measure)
+run(parser(__doc__).parse_args(), writers.measure, functions.measure, latency.measure, bulk.measure, fanout.measure)

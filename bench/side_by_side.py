@@ -50,14 +50,19 @@ class Row:
     of: str = ""
     at_least: float | None = None
     at_most: float | None = None
+    kept: float | None = None
+    """What the ratio was never below: a run in which it is, fails. A target says where we want to go, this that we do not go back."""
     rounds: Sequence[float] = field(default=(), kw_only=True)
 
     @property
+    def value(self) -> float:
+        return self.figure if self.ratio is None else self.ratio
+
+    @property
     def met(self) -> bool | None:
-        value = self.figure if self.ratio is None else self.ratio
         if self.at_least is None and self.at_most is None:
             return None
-        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+        return (self.at_least is None or self.value >= self.at_least) and (self.at_most is None or self.value <= self.at_most)
 
 
 def medians(rounds: dict[str, list[float]]) -> dict[str, float]:
@@ -99,6 +104,8 @@ def run(options: argparse.Namespace, *measures: Measure) -> None:
         print(json.dumps(document, indent=2))
     else:
         print(_table(rows))
+    if fallen := [row.scenario for row in rows if row.kept is not None and row.value < row.kept and not options.quick]:
+        sys.exit(f"worse than it was: {', '.join(fallen)}")
 
 
 def say(text: str) -> None:
@@ -112,8 +119,13 @@ def _table(rows: list[Row]) -> str:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f} of {row.of}"
         target = " ".join(f"{sign} {x:g}" for sign, x in (("≥", row.at_least), ("≤", row.at_most)) if x is not None)
         lines.append((row.scenario, figure, ratio, target, {None: "", True: "yes", False: "NO"}[row.met]))
+    return grid(lines)
+
+
+def grid(lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first line is its head."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, tuple("-" * width for width in widths))  # type: ignore[arg-type]
+    lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
     return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -215,3 +216,10 @@ async def test_a_frozen_hub_gives_up_its_locks(database: str, writer: Writer) ->
         await until_sql(writer.db, f"SELECT ({mine}) = 0", patience=9)
         hub.send(signal.SIGCONT)
         await until_sql(writer.db, f"SELECT ({mine}) = 1")
+
+
+def test_as_many_files_as_are_allowed() -> None:
+    """Of a soft limit of 64, as a shell might have set it."""
+    program = "import resource as r; from rowcast.server import allow_files; r.setrlimit(r.RLIMIT_NOFILE, (64, 5000)); allow_files(); print(r.getrlimit(r.RLIMIT_NOFILE))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "(5000, 5000)\n"

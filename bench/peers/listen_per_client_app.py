@@ -1,29 +1,33 @@
-# tutorial style: one asyncpg connection per SSE client, filter in Python
-import asyncio, json, os
+"""What tutorials do: a LISTEN connection for each client, filtered in Python."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+
 import asyncpg
 from sse_starlette.sse import EventSourceResponse
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.routing import Route
 
-DSN = os.environ["DSN"]
 
-
-async def sse(request):
+async def sse(request: Request) -> EventSourceResponse:
     session = request.path_params["session"]
 
-    async def gen():
-        q = asyncio.Queue()
-        conn = await asyncpg.connect(DSN)
+    async def events() -> AsyncIterator[dict[str, str]]:
+        queue: asyncio.Queue[str] = asyncio.Queue()
+        connection = await asyncpg.connect(os.environ["DSN"])
         try:
-            await conn.add_listener("events", lambda c, pid, ch, payload: q.put_nowait(payload))
+            await connection.add_listener("events", lambda c, pid, channel, payload: queue.put_nowait(str(payload)))
             while True:
-                payload = await q.get()
+                payload = await queue.get()
                 if json.loads(payload)["session"] == session:
                     yield {"data": payload}
         finally:
-            await conn.close()
+            await connection.close()
 
-    return EventSourceResponse(gen())
+    return EventSourceResponse(events())
 
 
 app = Starlette(routes=[Route("/sse/{session}", sse)])
