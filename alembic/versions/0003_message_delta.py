@@ -9,7 +9,8 @@ CAPTURED = ("request", "job", "job_step", "message")
 
 # Of one row: the subselect is asked once, before anything is joined.
 OFTEN = """INSERT INTO rowcast.outbox (session_id, project_id, job_id, type, payload)
-    SELECT e.* FROM old_rows o, new_rows n, rowcast.message_delta(o.*, n.*, change.at) e WHERE NOT EXISTS (SELECT FROM new_rows OFFSET 1);"""
+    SELECT e.* FROM old_rows o, new_rows n, rowcast.message_delta(o.*, n.*, change.at) e
+     WHERE NOT EXISTS (SELECT FROM new_rows OFFSET 1);"""
 
 
 def upgrade() -> None:
