@@ -15,6 +15,10 @@ from .errors import DatabaseUnavailable
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 10.0
 
+# The log is read in the order of an index, a few hundred rows at a time. A planner that does not know how large
+# it is would fetch and sort all that is left, again for each of these reads.
+READING = {"enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
+
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
@@ -79,7 +83,7 @@ def create_pool(url: str, size: int, pooled: bool) -> Pool:
         timeout=CONNECT_TIMEOUT,
         command_timeout=READ_TIMEOUT,
         statement_cache_size=0 if pooled else 100,
-        server_settings={"application_name": "rowcast"},
+        server_settings={"application_name": "rowcast", **({} if pooled else READING)},
     )
 
 
