@@ -17,7 +17,7 @@ READ_TIMEOUT = 10.0
 
 # The log is read in the order of an index, a few hundred rows at a time. A planner that does not know how large
 # it is would fetch and sort all that is left, again for each of these reads.
-READING = {"enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
+READING = {"enable_seqscan": "off", "enable_bitmapscan": "off", "random_page_cost": "1", "jit": "off"}
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
