@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, NewType
 
 import msgspec
@@ -80,8 +80,6 @@ class Event:
     job_id: str | None
     created_at: float
     payload: bytes
-    frames: dict[Format, bytes] = field(default_factory=dict, repr=False, compare=False)
-    """What it became so far: see frames.py."""
 
     @property
     def position(self) -> Position:

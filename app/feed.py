@@ -167,7 +167,8 @@ class Feed:
         return True
 
     async def _read(self, follower: Follower) -> None:
-        """One batch of what is missing, written and taken by the client's side."""
+        """One batch of what is missing, once the client has taken what was written before."""
+        await follower.sink.drained()
         hub = self.hub
         epoch = hub.lineage.epoch
         batch = await self.log.read(epoch, follower.position, hub.position, follower.topic)
@@ -180,4 +181,3 @@ class Feed:
         if batch.burst is not None:
             follower.write(batch.burst)
         follower.position = batch.position
-        await follower.sink.drained()

@@ -1,4 +1,4 @@
-"""The bytes that events become: each is encoded once, and shared by all clients that see it alike."""
+"""The bytes that events become: encoded once, and shared by all clients that see them alike."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -8,18 +8,25 @@ import msgspec
 
 from .events import Cursor, Event, Format, Types
 
+VIEWS = 4
+"""For which a burst keeps its block. Clients can ask for any number; each further one pays for itself."""
+
 
 class Block:
-    """Frames that are written together, bare and as one chunk of a response (RFC 9112, section 7.1)."""
+    """Frames that are written together, as one chunk of a response (RFC 9112, section 7.1)."""
 
     __slots__ = ("chunk", "data")
 
     def __init__(self, data: bytes) -> None:
-        self.data = data
         self.chunk = b"%x\r\n%b\r\n" % (len(data), data)
+        self.data = memoryview(self.chunk)[-2 - len(data) : -2]
+        """The frames alone; the same memory."""
+
+    def __len__(self) -> int:
+        return len(self.data)
 
     def __repr__(self) -> str:
-        return f"<Block {len(self.data)} bytes>"
+        return f"<Block {len(self)} bytes>"
 
 
 class View:
@@ -41,7 +48,7 @@ EVERYTHING = View.of()
 
 
 class Burst:
-    """Consecutive events of a topic that came together, at least one."""
+    """Consecutive events of a topic that came together, at least one. What a few views show of them is kept."""
 
     __slots__ = ("_blocks", "events", "first", "last")
 
@@ -60,16 +67,15 @@ class Burst:
             return self._blocks[view]
         except KeyError:
             frames = [frame(event, view.format) for event in self.events if event.type in view.types]
-            block = self._blocks[view] = Block(b"".join(frames)) if frames else None
+            block = Block(b"".join(frames)) if frames else None
+            if len(self._blocks) < VIEWS:
+                self._blocks[view] = block
             return block
 
 
 def frame(event: Event, format: Format) -> bytes:
-    """One event for one kind of client: encoded at the first call, the same bytes from then on."""
-    known = event.frames.get(format)
-    if known is None:
-        known = event.frames[format] = _ENCODERS[format](event)
-    return known
+    """One event for one kind of client."""
+    return _ENCODERS[format](event)
 
 
 def sse(type: str, data: bytes, cursor: Cursor | None = None) -> bytes:

@@ -8,15 +8,17 @@ from typing import Any, TypeVar
 
 from .database import Connection, Pool
 from .events import Cursor, Event, Lineage, Position, Topic
-from .frames import Burst
+from .frames import VIEWS, Burst
 
 READ_EVENTS = 500
 READ_BYTES = 1_000_000
 """Bounds of one read, so that what a subscriber holds while it catches up is bounded."""
 
-SHARED_BYTES = 8_000_000
-SHARED_BATCHES = 1000
-"""What was just read is kept, up to here, for others that come for the same."""
+KEPT_BYTES, KEPT_SECONDS = 32_000_000, 10.0
+"""What was just read is kept for others that come for the same, up to here."""
+
+EVENT_BYTES, BATCH_BYTES = 1000, 1000
+"""What objects take, about, besides the payloads."""
 
 PRUNE_EVENTS = 2000
 PRUNE_TIMEOUT = 300.0
@@ -57,8 +59,8 @@ class Batch:
     position: Position
     complete: bool
     pruned: bool = False
-    size: int = 0
-    """Bytes of its payloads."""
+    size: int = BATCH_BYTES
+    """Bytes that it takes in memory at most, with a block for each view that its burst keeps."""
 
     @property
     def events(self) -> Sequence[Event]:
@@ -76,13 +78,21 @@ class Bounds:
 Answer = TypeVar("Answer")
 
 
+@dataclass(slots=True)
+class Shared:
+    """A read that several wait for."""
+
+    task: asyncio.Task[Any]
+    waiting: int = 0
+
+
 class Log:
     """Reads through a small pool: nobody holds a connection while it waits. Many clients come for the
     same at once, after a restart say; it is read for them once."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._reading: dict[Hashable, asyncio.Task[Any]] = {}
+        self._reading: dict[Hashable, Shared] = {}
         self._batches: dict[Hashable, Batch] = {}
         self._kept = 0
 
@@ -90,7 +100,8 @@ class Log:
         return f"<Log pool {self._pool.get_size()}, {len(self._reading)} reads, {self._kept} bytes kept>"
 
     async def read(self, epoch: str, after: Position, upto: Position, topic: Topic | None = None) -> Batch:
-        """Events with after < position ≤ upto, in order; of one topic, or all. `epoch` is for their cursors."""
+        """Events with after < position ≤ upto, in order; of one topic, or all. `epoch` is for their cursors.
+        `upto` must not be above the head: what is kept would hide what comes there."""
         if topic is None:
             return await self._read(epoch, after, upto, None)
         key = (epoch, after, topic)
@@ -103,10 +114,12 @@ class Log:
         """What the log holds is never changed: as long as nothing can be missing behind it, it is as good as read anew."""
         batch = await self._read(key[0], key[1], upto, key[2])
         if not batch.pruned:
+            if not self._batches:
+                asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget_all)
             self._forget(key)
             self._batches[key] = batch
             self._kept += batch.size
-            while self._kept > SHARED_BYTES or len(self._batches) > SHARED_BATCHES:
+            while self._kept > KEPT_BYTES:
                 self._forget(next(iter(self._batches)))
         return batch
 
@@ -114,18 +127,24 @@ class Log:
         if batch := self._batches.pop(key, None):
             self._kept -= batch.size
 
-    async def _once(self, key: Hashable, call: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
-        """Whoever asks for what is being read already waits for the same answer. One that gives up stops nobody else."""
-        task = self._reading.get(key)
-        if task is None:
-            task = self._reading[key] = asyncio.create_task(call(), name=f"read {key}")
-            task.add_done_callback(lambda task: self._read_done(key, task))
-        return await asyncio.shield(task)
+    def _forget_all(self) -> None:
+        self._batches.clear()
+        self._kept = 0
 
-    def _read_done(self, key: Hashable, task: asyncio.Task[Any]) -> None:
-        del self._reading[key]
-        if not task.cancelled():
-            task.exception()  # whoever waits is told; if nobody does any more, it is no news
+    async def _once(self, key: Hashable, call: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
+        """Whoever asks for what is being read already waits for the same answer. It is given up when nobody waits any more."""
+        shared = self._reading.get(key)
+        if shared is None:
+            shared = self._reading[key] = Shared(asyncio.create_task(call(), name=f"read {key}"))
+        shared.waiting += 1
+        try:
+            return await asyncio.shield(shared.task)
+        finally:
+            shared.waiting -= 1
+            if shared.task.done() or not shared.waiting:
+                shared.task.cancel()
+                if self._reading.get(key) is shared:
+                    del self._reading[key]
 
     async def _read(self, epoch: str, after: Position, upto: Position, topic: Topic | None) -> Batch:
         if topic is None:
@@ -141,11 +160,15 @@ class Log:
             return Batch(None, upto, complete=True)
         size = rows[-1]["size"]
         complete = len(events) < READ_EVENTS and size < READ_BYTES
-        return Batch(Burst(events), upto if complete else events[-1].position, complete, size=size)
+        weight = BATCH_BYTES + EVENT_BYTES * len(events) + (1 + VIEWS) * size
+        return Batch(Burst(events), upto if complete else events[-1].position, complete, size=weight)
 
     async def recent(self, topic: Topic, upto: Position, age: timedelta, most: int) -> Position:
-        """The position before the topic's recent events."""
-        found = await self._once(("recent", topic), lambda: self._pool.fetchval(_RECENT.format(kind=topic.kind), topic.id, upto, most, age))
+        """The position before the topic's recent events, or one up to which it has none."""
+        return await self._once(("recent", topic), lambda: self._recent(topic, upto, age, most))
+
+    async def _recent(self, topic: Topic, upto: Position, age: timedelta, most: int) -> Position:
+        found = await self._pool.fetchval(_RECENT.format(kind=topic.kind), topic.id, upto, most, age)
         return upto if found is None else Position(found)
 
     async def bounds(self) -> Bounds:
@@ -154,7 +177,8 @@ class Log:
         return Bounds(Position(row["floor"]), Position(row["head"]))
 
     async def event_at(self, cursor: Cursor, topic: Topic) -> Event | None:
-        batch = await self.read(cursor.epoch, Position(cursor.position - 1), cursor.position, topic)
+        """The topic's event at a cursor, which may be anything that a client sent."""
+        batch = await self._read(cursor.epoch, Position(cursor.position - 1), cursor.position, topic)
         return batch.events[0] if batch.events else None
 
     async def prune(self, keep: timedelta) -> int:

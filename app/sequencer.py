@@ -35,7 +35,7 @@ many writers ring, a call waits for their NOTIFY lock, and each round finds more
 
 POLL_INTERVAL, POLL_INTERVALS, POLL_MOST = 0.001, 2, 0.01
 """We rest that long for each event that the last look found, up to so many: few events are to arrive soon,
-many are cheaper together. And never less than the look took, so that it is at most half of our time."""
+many are cheaper together. And as long as the look took, up to POLL_MOST, so that others get the processor too."""
 
 WITNESS_INTERVAL = 0.02
 SECOND_LOOK = 0.1

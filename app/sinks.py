@@ -38,7 +38,7 @@ class AsgiSink:
     def __init__(self, limit: int) -> None:
         self.owner: Owner | None = None
         self._limit = limit
-        self._pending: list[bytes] = []
+        self._pending: list[memoryview] = []
         self.buffered = 0
         self._closed = False
         self._written = asyncio.Event()
@@ -55,7 +55,7 @@ class AsgiSink:
     def write(self, block: Block) -> None:
         if not self._closed:
             self._pending.append(block.data)
-            self.buffered += len(block.data)
+            self.buffered += len(block)
             self._written.set()
             self._drained.clear()
 
@@ -105,7 +105,8 @@ class SocketSink(asyncio.Protocol):
         self.full = full
         self.transport = transport
         self._server = server
-        self._fd: int = transport.get_extra_info("socket").fileno()
+        # Windows has no descriptors of sockets: there all goes through the transport.
+        self._fd: int = transport.get_extra_info("socket").fileno() if os.name == "posix" else -1
         self._queued = True
         self._room: asyncio.Future[None] | None = None
 
@@ -127,7 +128,7 @@ class SocketSink(asyncio.Protocol):
         except OSError:  # no room, or an error that the transport will find out about as well
             sent = 0
         if sent < len(chunk):
-            self._queue(chunk[sent:])
+            self._queue(memoryview(chunk)[sent:])  # not a copy: a thousand clients may be slow at once
 
     def _write_behind(self, block: Block) -> None:
         self._queued = self.buffered > 0
@@ -136,8 +137,10 @@ class SocketSink(asyncio.Protocol):
         else:
             self.write(block)
 
-    def _queue(self, data: bytes) -> None:
-        if not self.transport.is_closing():
+    def _queue(self, data: bytes | memoryview) -> None:
+        if self.transport.is_closing():
+            self._fd = -1  # nothing may follow half a chunk
+        else:
             self._queued = True
             self.transport.write(data)
 

@@ -15,7 +15,7 @@ from .sinks import SocketSink
 
 
 class Offer:
-    """`scope["extensions"]["rowcast.socket"]` of a request."""
+    """`scope["extensions"]["rowcast.socket"]` of a request. A connection with TLS is never given away."""
 
     def __init__(self, protocol: HttpToolsProtocol, cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
@@ -28,7 +28,7 @@ class Offer:
         changed nor held back on its way here. For uvicorn the client is gone from now on."""
         protocol, cycle = self._protocol, self._cycle
         transport = protocol.transport
-        if self.sent is not first or cycle.disconnected or transport.is_closing():
+        if self.sent is not first or cycle.disconnected or transport.is_closing() or transport.get_extra_info("sslcontext"):
             return None
         sink = SocketSink(transport, protocol.connections, protocol.flow.write_paused)  # type: ignore[arg-type]
         protocol.connections.add(sink)  # type: ignore[arg-type]

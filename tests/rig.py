@@ -120,8 +120,9 @@ class Stream:
         self.retry: int | None = None
         self.comments = 0
         self.bytes = 0
+        self.ended = False
+        """By the last chunk, and not by a cut."""
         self._buffer = b""
-        self._ended = False
 
     @classmethod
     async def open(cls, url: str, after: str | None = None, method: str = "GET", limit: int | None = None) -> "Stream":
@@ -146,10 +147,14 @@ class Stream:
         """The next piece of the body, b"" at its end."""
         if self.headers.get("transfer-encoding") != "chunked":
             return await self._reader.readexactly(int(self.headers.get("content-length", 0)))
-        size = int((await self._reader.readline()) or b"0", 16)
+        line = await self._reader.readline()
+        if not line:
+            return b""  # cut
+        size = int(line.removesuffix(b"\r\n"), 16)
         data = await self._reader.readexactly(size)
-        await self._reader.readline()
-        self.bytes += len(data)
+        assert await self._reader.readexactly(2) == b"\r\n", "no chunk (RFC 9112, section 7.1)"
+        self.ended = not data
+        self.bytes += size
         return data
 
     async def body(self) -> bytes:

@@ -8,10 +8,12 @@ import pytest
 from rowcast.events import Cursor, Event, Lineage, Position, Topic, Types
 from rowcast.feed import Feed
 from rowcast.follower import Follower, Wish
-from rowcast.frames import Burst, View
+from rowcast.frames import VIEWS, Burst, View
 from rowcast.hub import Hub
 from rowcast.log import Batch, Bounds, Log
 from rowcast.sinks import AsgiSink
+
+from .rig import until
 
 TOPIC = Topic("session", "s")
 EPOCH = "0000abcd"
@@ -139,7 +141,7 @@ async def test_what_comes_together_is_written_once_for_each_view() -> None:
     assert [len(blocks) for blocks in new] == [1, 0, 1, 1, 1]
     assert new[0][0] is new[3][0]
     assert new[0][0] == new[4][0]
-    assert new[2][0].count(b'"type":"x.y"') == 3
+    assert bytes(new[2][0]).count(b'"type":"x.y"') == 3
     for follower in followers:
         follower.gone()
 
@@ -286,8 +288,53 @@ async def test_what_is_kept_for_others_is_bounded(monkeypatch: pytest.MonkeyPatc
     pool = Reads()
     pool.answer.set()
     log = Log(pool)  # type: ignore[arg-type]
-    monkeypatch.setattr("rowcast.log.SHARED_BYTES", 20)
-    for n in range(50):
+    monkeypatch.setattr("rowcast.log.KEPT_BYTES", 50_000)
+    monkeypatch.setattr("rowcast.log.KEPT_SECONDS", 0.01)
+    for n in range(100):
         await log.read(EPOCH, Position(n), Position(99), TOPIC)
-    assert log._kept == 20
-    assert len(log._batches) == 10
+    assert 40_000 < log._kept <= 50_000
+    assert 10 < len(log._batches) < 50
+    await until(lambda: not log._batches)
+    assert log._kept == 0
+
+
+async def test_clients_that_ask_for_many_views_leave_few_behind() -> None:
+    burst = Burst([event(1), event(2)])
+    blocks = [burst.block(View.of(f"x.y,z{n}")) for n in range(100)]
+    assert all(block and bytes(block.data) == bytes(blocks[0].data) for block in blocks if blocks[0])
+    assert len(burst._blocks) == VIEWS
+
+
+async def test_a_read_that_nobody_waits_for_any_more_is_given_up() -> None:
+    pool = Reads()
+    log = Log(pool)  # type: ignore[arg-type]
+    waiting = [asyncio.create_task(log.read(EPOCH, Position(n // 2), Position(9), TOPIC)) for n in range(10)]
+    await settle()
+    assert len(pool.asked) == 5
+    for task in waiting[1:]:
+        task.cancel()
+    await settle()
+    assert len(log._reading) == 1
+    again = asyncio.create_task(log.read(EPOCH, Position(1), Position(9), TOPIC))  # one that was given up just now
+    await settle()
+    pool.answer.set()
+    assert (await waiting[0]).position == (await again).position == 9
+    assert not log._reading
+
+
+async def test_where_recent_begins_is_not_shared_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who joins a look-up that was asked before an event begins before that event as well."""
+    log = Log(None)  # type: ignore[arg-type]
+    asked = asyncio.Event()
+
+    class Slow:
+        async def fetchval(self, *args: object) -> None:
+            await asked.wait()
+
+    log._pool = Slow()  # type: ignore[assignment]
+    first = asyncio.create_task(log.recent(TOPIC, Position(1), timedelta(minutes=5), 100))
+    await settle()
+    second = asyncio.create_task(log.recent(TOPIC, Position(2), timedelta(minutes=5), 100))
+    await settle()
+    asked.set()
+    assert (await first, await second) == (1, 1)

@@ -40,6 +40,7 @@ async def test_sigterm_with_1000_streams(database: str, writer: Writer) -> None:
         assert await hub.wait() == 0
         assert asyncio.get_running_loop().time() - before < SETTINGS["drain"] + 2
         assert {event.type for (event,) in byes} == {"bye"}
+        assert all(stream.ended for stream in streams)
         assert not [line for line in hub.log if "Traceback" in line or "ERROR" in line]
         await until_sql(writer.db, NOTHING_LEFT, patience=2)
 

@@ -2,17 +2,22 @@
 
 import asyncio
 import gc
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rowcast.frames import Block
 from rowcast.sinks import AsgiSink, SocketSink
+from rowcast.takeover import Offer
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .rig import Hub, Stream, Writer, until
+from .rig import Hub, Writer, until
 
 
 def sinks_of(hub: Hub) -> set[type]:
@@ -141,28 +146,101 @@ async def test_uvicorn_ends_what_was_taken_from_it(database: str, writer: Writer
     for connection in list(hub._server.server_state.connections):
         connection.shutdown()
     for stream in streams:
-        assert await stream.rest() == []  # ended, not cut
+        assert await stream.rest() == []
+        assert stream.ended
     await until(lambda: not hub.rowcast.feed._clients)
     await hub.stop()
 
 
 @pytest.mark.parametrize("sinks", ["socket", "asgi"], indirect=True)
-async def test_both_send_the_same_bytes(hub: Hub, writer: Writer) -> None:
+async def test_both_send_the_same_bytes(database: str, writer: Writer) -> None:
+    async with Hub(database, keepalive=100) as hub:
+        session = await writer.session()
+        await writer.message(session, "before")
+        await until(lambda: hub.rowcast.hub.position == 1)
+        stream = await hub.follow(session)
+        body = b""
+        while b"caught_up" not in body or not body.endswith(b"\n\n"):
+            body += await stream.chunk()
+        lines = body.decode().split("\n")
+        cursor = f"{hub.rowcast.hub.lineage.epoch}-"
+        told = ("id", "event", "data", "")
+        assert [line.partition(":")[0] for line in lines] == ["retry", *told, *told, *told, ""]
+        assert [line for line in lines if line.startswith("id")] == [f"id: {cursor}0", f"id: {cursor}1", f"id: {cursor}1"]
+        names = [name for name in stream.headers if name not in ("date", "server")]
+        assert names == ["cache-control", "connection", "x-accel-buffering", "content-type", "transfer-encoding"]
+
+
+@pytest.mark.parametrize("who_ends", ["the client", "the hub"])
+async def test_nothing_goes_to_whoever_gets_the_same_file_descriptor(hub: Hub, writer: Writer, who_ends: str) -> None:
+    async with await hub.follow(await writer.session()) as stream:
+        await stream.until("caught_up")
+        (client,) = hub.rowcast.feed._clients
+        sink: Any = client.sink  # type: ignore[attr-defined]
+        fd = sink._fd
+        stream.abort() if who_ends == "the client" else sink.close()
+        await until(lambda: not hub._server.server_state.connections)
+        await until(lambda: not Path(f"/proc/self/fd/{fd}").exists())
+        pairs = []
+        while not any(sock.fileno() == fd for pair in pairs for sock in pair):
+            pairs.append(socket.socketpair())
+        sink.write(Block(b"for somebody else"))
+        sink.close()
+        for sock in (sock for pair in pairs for sock in pair):
+            sock.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                sock.recv(100)
+        for sock in (sock for pair in pairs for sock in pair):
+            sock.close()
+
+
+async def test_a_request_with_a_body_is_heard_again(hub: Hub, writer: Writer) -> None:
+    """uvicorn stops reading where nobody takes the body; who streams must notice that the client goes."""
     session = await writer.session()
-    await writer.message(session, "before")
-    await until(lambda: hub.rowcast.hub.position == 1)
-    stream = await Stream.open(hub.sse(session))
-    body = b""
-    while b"caught_up" not in body or not body.endswith(b"\n\n"):
-        body += await stream.chunk()
-    lines = body.decode().split("\n")
-    cursor = f"{hub.rowcast.hub.lineage.epoch}-"
-    assert [line.partition(":")[0] for line in lines] == [
-        *("retry", "id", "event", "data", ""),
-        *("id", "event", "data", ""),
-        *("id", "event", "data", ""),
-        "",
-    ]
-    assert [line for line in lines if line.startswith("id")] == [f"id: {cursor}0", f"id: {cursor}1", f"id: {cursor}1"]
-    names = [name for name in stream.headers if name not in ("date", "server")]
-    assert names == ["cache-control", "connection", "x-accel-buffering", "content-type", "transfer-encoding"]
+    reader, sending = await asyncio.open_connection(*hub._sock.getsockname()[:2])
+    sending.write(f"GET /api/sse/{session} HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n".encode() + b"x" * 900_000)
+    await reader.readuntil(b"caught_up")
+    assert sinks_of(hub) == {SocketSink}
+    await asyncio.wait_for(sending.drain(), 5)
+    sending.write_eof()
+    await until(lambda: not hub.rowcast.feed._clients)
+    sending.close()
+
+
+async def test_the_bound_is_the_setting(database: str, writer: Writer) -> None:
+    async with Hub(database, buffer=123_456) as hub, await hub.follow(await writer.session()) as stream:
+        await stream.until("caught_up")
+        (client,) = hub.rowcast.feed._clients
+        assert client.sink.transport.get_write_buffer_limits()[1] == 123_456  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("state", ["open", "closing", "disconnected", "TLS", "another body"])
+async def test_when_a_socket_is_given(state: str) -> None:
+    class Transport:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *args: state == "TLS" if args == ("sslcontext",) else state == "closing" if name == "is_closing" else socket
+
+    class Anything:
+        connections: set[object] = set()
+        transport = Transport()
+        write_paused = False
+        disconnected = state == "disconnected"
+
+        def __getattr__(self, name: str) -> Any:
+            return self
+
+        def __call__(self) -> None: ...
+
+    offer = Offer(Anything(), Anything())  # type: ignore[arg-type]
+    first = b"retry: 1\n"
+    offer.sent = first if state != "another body" else bytes(bytearray(first))
+    with socket_pair() as pair:
+        socket = pair[0]
+        assert (offer.take(first, 1000) is not None) == (state == "open")
+
+
+@contextmanager
+def socket_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    here, there = socket.socketpair()
+    with here, there:
+        yield here, there
