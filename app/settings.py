@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     retention: Seconds = Field(86400, description="how long events are kept for clients that come back")
     recent_seconds: Seconds = Field(300, description="how far back a client without a cursor begins")
     recent_events: int = Field(1000, ge=1, le=100_000, description="with how many events at most")
-    keepalive: Seconds = Field(5, description="time between keep-alive comments")
+    keepalive: Seconds = Field(15, description="time between keep-alive comments")
     retry: Seconds = Field(2, description="what EventSource waits before it reconnects; sent with jitter")
     buffer: int = Field(262_144, ge=4096, description="bytes unsent to one client before it counts as lagged")
     heartbeat: Seconds = Field(5, description="time between NOTIFY round trips on the LISTEN connection, and their limit")

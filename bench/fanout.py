@@ -9,15 +9,15 @@ from rowcast.database import Connection
 from side_by_side import Database, Row, grid, medians, parser, run, say, settle, until
 
 ALL = ["hot", "topics", "flood", "sustained", "idle", "replay", "storm", "stuck", "workers"]
-PEERS = ["Rowcast", "Rowcast over ASGI", "C floor", "nchan", "broadcaster", "tutorial"]
-SLOW = {"broadcaster", "tutorial"}
+PEERS = ["Rowcast", "Rowcast over ASGI", "C floor", "nchan", "broadcaster"]
+SLOW = {"broadcaster"}
 """What they cost is known after one round."""
 
 FRAME = 300
 """Bytes on the wire, on average, of each hub."""
 
 MISSED = 10_000
-RATES = [500, 1000, 2000, 3000, 4000, 5000, 6500, 8000, 10_000, 13_000]
+RATES = [1000, 2000, 4000, 5000, 6500, 8000, 10_000, 13_000]
 
 SETUP = """
 INSERT INTO session (id) SELECT ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid FROM generate_series(0, 1999) n;
@@ -43,7 +43,7 @@ async def measure(database: Database, peers: Sequence[str] = PEERS, scenarios: S
 async def _compare(database: Database, peers: list[str], what: What, rounds: int = 3) -> dict[str, Figures]:
     """The median of each figure of each peer, measured in turns."""
     found: dict[str, list[Figures]] = {}
-    for turn in range(1 if database.quick else rounds):
+    for turn in range(1 if database.quick else min(rounds, database.rounds or rounds)):
         for peer in peers:
             if turn and peer in SLOW:
                 continue
@@ -79,7 +79,7 @@ async def _loaded(
     """Some seconds of events at a rate; 0 is flat out."""
     seconds = 2 if database.quick else 8
     async with connected(hub, clients, topics, stalled=stalled) as (load, _):
-        await asyncio.sleep(12 if hub.name == "tutorial" else 2)
+        await asyncio.sleep(2)
         size = await _size(database, hub, load, clients - stalled, topics, frame)
         load.reset()
         before, cpu = hub.memory(), hub.cpu()
@@ -109,9 +109,9 @@ async def _loaded(
 async def _size(database: Database, hub: Hub, load: Clients, clients: int, topics: int, frame: int) -> int:
     """What a publisher must say for frames of that many bytes: Rowcast's carry a cursor and a type as well."""
     size = frame // 2
-    for _ in range(3):
+    for _ in range(2):
         load.reset()
-        sent = await publish(database, hub, topics, 100, max(1, topics / 200), size)
+        sent = await publish(database, hub, topics, max(100, topics / 2), 2, size)
         seen = await load.arrived(sum(sent["per_session"]) * clients // topics, patience=2)
         size = max(60, size + int(frame - seen["bytes"] / max(1, seen["delivered"])))
     return size
@@ -175,7 +175,7 @@ async def idle(database: Database, peers: list[str]) -> list[Row]:
                 await asyncio.sleep(seconds)
                 return {"KB/client": held / clients, "CPU %": (hub.cpu() - cpu) / seconds * 100, "refused": clients - ready["ready"]}
 
-        found = await _compare(database, [peer for peer in peers if peer != "tutorial"], at_rest, 1)
+        found = await _compare(database, peers, at_rest, 1)
         name = f"{clients:,} idle"
         bounds = {"KB/client": 4.0, "refused": 0.0, **({"CPU %": 1.0} if clients == 5000 else {})}
         rows += _table(name, found, *(_target(name, found, figure, at_most=most) for figure, most in bounds.items()))
@@ -209,7 +209,7 @@ async def storm(database: Database, peers: list[str]) -> list[Row]:
         figures = {"seconds": ready["connect_s"], "slowest ms": ready["connect_max_ms"], "refused": ready["failed"]}
         return {**figures, "lost": missed - seen["delivered"], "CPU s": hub.cpu() - cpu}
 
-    found = await _compare(database, [peer for peer in peers if peer != "tutorial"], rush)
+    found = await _compare(database, peers, rush)
     return _table("storm of 2,000", found, *(_target("storm", found, figure, at_most=0) for figure in ("refused", "lost")))
 
 

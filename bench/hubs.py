@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -120,7 +121,6 @@ PEERS: dict[str, Callable[[AsyncExitStack, Database, int], Awaitable[int]]] = {
     "C floor, joined": lambda stack, database, port: _floor(stack, database, port, "--coalesce"),
     "nchan": _nchan,
     "broadcaster": functools.partial(_uvicorn, app="broadcaster_app:app"),
-    "tutorial": functools.partial(_uvicorn, app="listen_per_client_app:app"),
 }
 
 
@@ -184,10 +184,11 @@ class Clients:
         self._process.stdin.write(b"RESET\n")
 
     async def arrived(self, frames: int, patience: float = 10.0) -> dict[str, Any]:
-        """What there is once so many have arrived, or nothing more does."""
+        """What there is once so many have arrived, or nothing more does, or it takes for ever."""
+        deadline = time.monotonic() + PATIENCE / 2
         while True:
             now = await self.ask("STAT")
-            if now["delivered"] - now["dups"] >= frames or now["idle_ms"] > 1000 * patience:
+            if now["delivered"] - now["dups"] >= frames or now["idle_ms"] > 1000 * patience or time.monotonic() > deadline:
                 return now
             await asyncio.sleep(0.05)
 

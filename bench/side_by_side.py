@@ -16,7 +16,7 @@ import urllib.request
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -76,6 +76,7 @@ class Database:
     url: str
     pgbench: str
     quick: bool
+    rounds: int | None = None
 
     async def connect(self) -> Connection:
         return await asyncpg.connect(self.url)
@@ -88,6 +89,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
     arguments.add_argument("--quick", action="store_true", help="a few seconds each: shows that it works, not how fast it is")
+    arguments.add_argument("--rounds", type=int, help="how often each is measured, in turns, where that is more than once")
     return arguments
 
 
@@ -98,7 +100,7 @@ def run(options: argparse.Namespace, *measures: Measure) -> None:
         environment = uvloop.run(_environment(url))
         say("PostgreSQL {server_version}, {cores} cores, fsync {fsync}, synchronous_commit {synchronous_commit}".format(**environment))
         for measure in measures:
-            rows += uvloop.run(_on_new_database(url, pgbench, options.quick, measure))
+            rows += uvloop.run(_on_new_database(Database(url, pgbench, options.quick, options.rounds), measure))
     if options.json:
         document = {"environment": environment, "quick": options.quick, "rows": [{**asdict(row), "met": row.met} for row in rows]}
         print(json.dumps(document, indent=2))
@@ -155,12 +157,12 @@ async def _environment(url: str) -> dict[str, object]:
     return {**shown, "python": platform.python_version(), "machine": platform.platform(), "cores": os.cpu_count()}
 
 
-async def _on_new_database(url: str, pgbench: str, quick: bool, measure: Measure) -> list[Row]:
+async def _on_new_database(server: Database, measure: Measure) -> list[Row]:
     name = f"rowcast_bench_{os.getpid()}"
-    connection = await asyncpg.connect(url)
+    connection = await server.connect()
     await connection.execute(f"CREATE DATABASE {name}")
     try:
-        database = Database(urlunsplit(urlsplit(url)._replace(path=f"/{name}")), pgbench, quick)
+        database = replace(server, url=urlunsplit(urlsplit(server.url)._replace(path=f"/{name}")))
         await schema.migrate(database.url, "head")
         return await measure(database)
     finally:

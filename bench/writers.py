@@ -60,7 +60,7 @@ VARIANTS: dict[str, Callable[[Database, int, int], Awaitable[Load]]] = {"bare": 
 
 
 async def measure(database: Database) -> list[Row]:
-    rounds, seconds = (1, 3) if database.quick else (5, 8)
+    rounds, seconds = (1, 3) if database.quick else (database.rounds or 5, 8)
     db = await database.connect()
     await db.execute(SETUP)
     rows = []
@@ -87,7 +87,7 @@ def _rows(connections: int, tps: dict[str, list[float]], changes: int) -> list[R
     return [
         Row(f"{who}, no trigger", a, "tps", rounds=tps["bare"]),
         Row(f"{who}, pg_notify in a row trigger", b, "tps", b / a, "no trigger", rounds=tps["plain"]),
-        Row(f"{who}, Rowcast", c, "tps", c / a, "no trigger", at_least=0.7 if most else None, kept=0.3, rounds=tps["captured"]),
+        Row(f"{who}, Rowcast", c, "tps", c / a, "no trigger", at_least=0.7 if most else None, kept=0.25, rounds=tps["captured"]),
         Row(
             f"{who}, Rowcast",
             c,
