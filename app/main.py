@@ -22,7 +22,8 @@ from .feed import Feed
 from .hub import Hub
 from .listener import Listener
 from .log import Log
-from .sequencer import Sequencer, prune
+from .pruner import prune
+from .sequencer import Sequencer
 from .settings import Settings
 from .supervisor import Supervisor
 from .transports.poll import session_poll

@@ -9,12 +9,10 @@ import logging
 import time
 from collections import deque
 from contextlib import suppress
-from datetime import timedelta
 
 import asyncpg
 
 from .database import TROUBLE, Connection, connected, explain
-from .log import Log
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +42,6 @@ CALL_TIMEOUT = 10.0
 """After which a connection counts as half open. A call that is too slow for it is tried again with fewer rows."""
 
 RECONNECT = 0.25
-PRUNE_INTERVAL, PRUNE_IDLE_INTERVAL = 1.0, 60.0
 BELL_PATIENCE = 1.0
 
 # So that the locks of a process that is frozen or cut off are free within 5 s.
@@ -244,17 +241,3 @@ class Sequencer:
 
 def _rest(found: int, took: float) -> float:
     return min(max(POLL_INTERVAL * min(max(found, 1), POLL_INTERVALS), took), POLL_MOST)
-
-
-async def prune(log: Log, sequencer: Sequencer, keep: timedelta) -> None:
-    """Prune beside the sequencer, over the pool, so that sequencing does not wait for it: soon after
-    this process sequenced something, and now and then for what has grown old."""
-    seen, last = -1, 0.0
-    while True:
-        if not sequencer.trouble and (sequencer.sequenced != seen or time.monotonic() - last > PRUNE_IDLE_INTERVAL):
-            seen, last = sequencer.sequenced, time.monotonic()
-            try:
-                await log.prune(keep)
-            except TROUBLE as error:
-                logger.warning("pruning: %s", explain(error))
-        await asyncio.sleep(PRUNE_INTERVAL)
