@@ -8,6 +8,8 @@ from .errors import SchemaMismatch
 
 OLDEST_SERVER = 140000
 CAPTURED = ("request", "job", "job_step", "message")
+CONSUMERS_SINCE = 4
+"""The version of the schema that has them."""
 FUNCTIONS = ("ring", "touch", "fit", *(f"{table}_event" for table in CAPTURED))
 
 
@@ -27,7 +29,8 @@ async def examine(url: str) -> list[Finding]:
         found, latest = await schema.version(connection) or 0, schema.latest()
         behind = "" if found >= latest else f", this Rowcast knows {latest}: run `rowcast migrate up`"
         findings.append(Finding(not behind, f"schema: version {found}{behind}"))
-        return [*findings, *await _triggers(connection), *await _roles(connection), await _log(connection)]
+        findings += [*await _triggers(connection), *await _watches(connection), *await _roles(connection), await _log(connection)]
+        return [*findings, *(await _consumers(connection) if found >= CONSUMERS_SINCE else [])]
 
 
 async def _server(connection: Connection) -> Finding:
@@ -67,6 +70,15 @@ async def _triggers(connection: Connection) -> list[Finding]:
     ]
 
 
+async def _watches(connection: Connection) -> list[Finding]:
+    if await connection.fetchval("SELECT to_regclass('rowcast.watches')") is None:
+        return []  # a schema one version older
+    rows = await connection.fetch("SELECT target::text, name, problems FROM rowcast.watches ORDER BY name, target::text")
+    return [
+        Finding(not row["problems"], f"watch {row['name']}: " + ("; ".join(row["problems"]) or f"{row['target']} in place")) for row in rows
+    ]
+
+
 async def _roles(connection: Connection) -> list[Finding]:
     findings = []
     row = await connection.fetchrow("SELECT rolcanlogin, rolsuper FROM pg_roles WHERE rolname = 'rowcast_owner'")
@@ -91,3 +103,19 @@ async def _log(connection: Connection) -> Finding:
         return Finding(False, "log: its head is gone; nothing can be sequenced")
     kept = f"events {row['floor'] + 1} to {row['head']}" if row["floor"] < row["head"] else f"empty, after event {row['head']}"
     return Finding(True, f"log: {kept}")
+
+
+async def _consumers(connection: Connection) -> list[Finding]:
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'rowcast_reader')"):
+        return [Finding(False, "roles: rowcast_reader is missing; see docs/consumers.md")]
+    rows = await connection.fetch(
+        """SELECT s.name, s.position, p.floor FROM rowcast.subscription s, rowcast.pruned p WHERE s.position < p.floor ORDER BY s.name"""
+    )
+    return [
+        Finding(
+            False,
+            f"subscriptions: {row['name']!r} is at {row['position']}, below the floor {row['floor']}: "
+            "events were pruned before it read them; see docs/consumers.md",
+        )
+        for row in rows
+    ]

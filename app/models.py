@@ -163,6 +163,10 @@ class Outbox(Base):
     session_id: Mapped[str | None]
     project_id: Mapped[str | None]
     job_id: Mapped[str | None]
+    request_id: Mapped[str | None]
+    user_id: Mapped[str | None]
+    table_name: Mapped[str | None]
+    channel: Mapped[str | None]
     type: Mapped[str]
     payload: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(server_default=sql("clock_timestamp()"))
@@ -174,8 +178,8 @@ class LoggedEvent(Base):
     __tablename__ = "event"
     __table_args__ = (
         *(
-            Index(f"event_{kind}_id_position_idx", f"{kind}_id", "position", postgresql_where=sql(f"{kind}_id IS NOT NULL"))
-            for kind in ("session", "project", "job")
+            Index(f"event_{column}_position_idx", column, "position", postgresql_where=sql(f"{column} IS NOT NULL"))
+            for column in ("session_id", "project_id", "job_id", "request_id", "user_id", "table_name")
         ),
         {"schema": "rowcast"},
     )
@@ -185,6 +189,10 @@ class LoggedEvent(Base):
     session_id: Mapped[str | None]
     project_id: Mapped[str | None]
     job_id: Mapped[str | None]
+    request_id: Mapped[str | None]
+    user_id: Mapped[str | None]
+    table_name: Mapped[str | None]
+    channel: Mapped[str | None]
     type: Mapped[str]
     payload: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
@@ -228,3 +236,14 @@ class Pruned(Base):
 
     floor: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     low: Mapped[str] = mapped_column(Snapshot)
+
+
+class Subscription(Base):
+    """How far a named consumer has read: all events up to the position. Kept with rowcast.ack()."""
+
+    __tablename__ = "subscription"
+    __table_args__ = {"schema": "rowcast"}
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    position: Mapped[int]
+    updated_at: Mapped[datetime] = mapped_column(server_default=sql("now()"))

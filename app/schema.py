@@ -27,6 +27,7 @@ LOCK = (7499639, 5)
 
 LOCK_TIMEOUT = "2s"
 ATTEMPTS = 30
+WAITED_TOO_LONG = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
 
 _HERE = Path(__file__).parent
 SCRIPTS = next(path for path in (_HERE / "alembic", _HERE.parent / "alembic") if path.is_dir())
@@ -105,7 +106,7 @@ async def _run(url: str) -> None:
                     await connection.commit()
                     return
                 except DBAPIError as error:
-                    if not isinstance(error.orig.__cause__ if error.orig else None, asyncpg.LockNotAvailableError) or attempt == ATTEMPTS:
+                    if not isinstance(error.orig.__cause__ if error.orig else None, WAITED_TOO_LONG) or attempt == ATTEMPTS:
                         raise
                     await connection.rollback()
                     logger.warning("a table is in use, trying again (%d of %d)", attempt, ATTEMPTS)

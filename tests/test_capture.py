@@ -3,6 +3,7 @@
 import json
 import re
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -491,3 +492,48 @@ async def test_a_column_of_any_name_may_be_added(writer: Writer, session: str) -
     seen = await types(writer)
     assert seen[:4] == ["request_update", "request.deleted", "message.delta", "message.deleted"]
     assert len(seen) == 7
+
+
+async def test_the_audience_is_also_the_request_and_the_owner_of_the_session(writer: Writer) -> None:
+    session, other = await writer.session(await writer.project()), await writer.session()
+    await writer.db.execute("UPDATE session SET owner_id = CASE WHEN id = $1::uuid THEN 'ann' ELSE 'bob' END", session)
+    request, message = await writer.insert("request", session_id=session), await writer.message(session, "a")
+    job = await writer.insert("job", session_id=session)
+    step = await writer.insert("job_step", job_id=job)
+    await writer.update("message", message, text="ab")
+    await writer.update("request", request, session_id=UUID(other))
+    await writer.update("job", job, session_id=UUID(other))
+    await writer.update("message", message, job_id=job)
+    await writer.db.execute("DELETE FROM job_step WHERE id = $1", step)
+    await writer.db.execute("DELETE FROM request WHERE id = $1", request)
+    rows = await writer.outbox()
+    assert [(row["type"], row["user_id"], row["request_id"], row["channel"]) for row in rows] == [
+        ("request_update", "ann", str(request), "request_update"),
+        ("agent.message.appended", "ann", None, None),
+        ("task.created", "ann", None, None),
+        ("job_step.updated", "ann", None, None),
+        ("message.delta", "ann", None, None),
+        ("request.deleted", "ann", None, None),  # moved: to who follows the request itself, it is there as before
+        ("request_update", "bob", str(request), "request_update"),
+        ("job.deleted", "ann", None, None),
+        ("task.progress", None, None, None),
+        ("task.created", "bob", None, None),
+        ("message.updated", "ann", None, None),
+        ("agent.message.appended", None, None, None),
+        ("job_step.deleted", "bob", None, None),
+        ("request.deleted", "bob", str(request), None),
+    ]
+    assert {row["table_name"] for row in rows} == {None}
+
+
+async def test_the_session_is_looked_up_once(writer: Writer, session: str) -> None:
+    """For its project and its owner together."""
+    ids = {"message": await writer.message(session, "a"), "request": await writer.insert("request", session_id=session)}
+    ids["job"] = await writer.insert("job", session_id=session)
+    ids["job_step"] = await writer.insert("job_step", job_id=ids["job"])
+    scans = "SELECT coalesce(seq_scan, 0) + coalesce(idx_scan, 0) FROM pg_stat_xact_all_tables WHERE relid = 'session'::regclass"
+    for table, change in (("message", "role = 'user'"), ("message", "text = text || 'b'"), ("request", "error = 'x'"), ("job", "error = 'x'"), ("job_step", "error = 'x'")):  # fmt: skip
+        async with writer.db.transaction():
+            before = await writer.db.fetchval(scans)
+            await writer.db.execute(f"UPDATE {table} SET {change} WHERE id = $1", ids[table])
+            assert await writer.db.fetchval(scans) - before == 1, (table, change)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import asyncpg
@@ -43,6 +44,11 @@ SELECT format('function %s owner %s definer %s config %s md5 %s acl %s', p.oid::
               CASE WHEN p.prosecdef THEN pg_get_userbyid(p.proowner) END, p.prosecdef, p.proconfig,
               CASE WHEN p.prosrc <> '' THEN md5(p.prosrc) END, regexp_replace(p.proacl::text, '(\\m(?!rowcast)\\w+)?=X/(?!rowcast)\\w+', '', 'g'))
   FROM pg_proc p WHERE p.pronamespace = 'rowcast'::regnamespace
+UNION ALL
+SELECT format('policy %s on %s.%s for %s to %s', policyname, schemaname, tablename, cmd, roles) FROM pg_policies
+UNION ALL
+SELECT format('grant on %s.%s %s', attrelid::regclass, attname, regexp_replace(attacl::text, '/\\w+', '', 'g'))
+  FROM pg_attribute WHERE attacl IS NOT NULL AND attrelid::regclass::text IN ('job', 'public.job')
 UNION ALL
 SELECT format('grant on %s %s to %s', table_schema || '.' || table_name, privilege_type, grantee)
   FROM information_schema.role_table_grants WHERE grantee LIKE 'rowcast\\_%'
@@ -113,6 +119,63 @@ async def test_an_upgrade_waits_for_a_writer_without_queueing_the_others(databas
     await asyncio.wait_for(migration, 20)
     await writer.close()
     await other.close()
+
+
+async def test_a_migration_beside_writers_and_a_hub_loses_nothing_and_fails_no_write(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a full outbox, up, down and up again. A capture that is under way never meets the columns of another version."""
+    monkeypatch.setattr(schema, "ATTEMPTS", 200)
+    await schema.migrate(empty_database, "0003")
+    done = asyncio.Event()
+    written: list[str] = []
+    moved = asyncio.Condition()
+
+    async def write(number: int) -> None:
+        db = await asyncpg.connect(empty_database)
+        while not done.is_set():
+            text = f"{number} {len(written)}"
+            async with db.transaction():
+                session = await db.fetchval("INSERT INTO session DEFAULT VALUES RETURNING id")
+                await db.execute("INSERT INTO job (session_id) VALUES ($1)", session)
+                message = await db.fetchval("INSERT INTO message (session_id) VALUES ($1) RETURNING id", session)
+                await db.execute("UPDATE message SET text = $2 WHERE id = $1", message, text)
+                await db.execute("UPDATE message SET metadata = '{\"a\": 1}' WHERE id = $1", message)
+            written.append(text)
+            async with moved:
+                moved.notify_all()
+        await db.close()
+
+    async def sequence(limit: int) -> None:
+        db = await asyncpg.connect(empty_database)
+        while not done.is_set():
+            with suppress(asyncpg.UndefinedColumnError):  # it was waiting, and tries again
+                await db.fetchrow("SELECT * FROM rowcast.sequence($1)", limit)
+            await db.execute("SELECT rowcast.prune('1 day', 100)")
+        await db.close()
+
+    db = await asyncpg.connect(empty_database)
+    await db.execute("SELECT rowcast.adopt()")
+    await db.execute("INSERT INTO rowcast.outbox (session_id, type, payload) SELECT 's', 'full', '{}' FROM generate_series(1, 20000)")
+    tasks = [asyncio.create_task(work) for work in (*(write(number) for number in range(3)), sequence(200))]
+    for target in ("head", "0003", "head"):
+        await schema.migrate(empty_database, target)
+        seen = len(written)
+        async with moved:
+            await moved.wait_for(lambda seen=seen: len(written) > seen + 20 or any(task.done() for task in tasks))
+    done.set()
+    await asyncio.gather(*tasks)
+    while (await db.fetchrow("SELECT * FROM rowcast.sequence(10000)"))["more"]:
+        pass
+    rows = await db.fetch("SELECT type, count(*) AS n FROM rowcast.event GROUP BY type")
+    n = len(written)
+    assert {row["type"]: row["n"] for row in rows} == {
+        "full": 20000, "task.created": n, "agent.message.appended": n, "message.delta": n, "message.updated": n
+    }  # fmt: skip
+    deltas = await db.fetch("SELECT payload ->> 'delta' FROM rowcast.event WHERE type = 'message.delta'")
+    assert sorted(row[0] for row in deltas) == sorted(written)
+    assert await db.fetchval("SELECT max(position) = count(*) FROM rowcast.event")
+    await db.close()
 
 
 async def test_tables_of_these_names_are_left_alone(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:

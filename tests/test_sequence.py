@@ -327,6 +327,7 @@ async def test_a_copy_of_the_database_is_taken_over_with_what_the_outbox_holds(
     await db.execute(CAPTURE, '"sequenced"')
     await drain(db)
     await db.execute(CAPTURE, '"in the outbox"')
+    await db.execute("UPDATE rowcast.outbox SET request_id = 'r', user_id = repeat('x', 9999), table_name = 't', channel = 'c'")
     # What a restore does to the rows: new xmin, and ids that mean nothing here.
     await db.execute("CREATE TEMP TABLE copy AS SELECT * FROM rowcast.epoch")
     await db.execute("DELETE FROM rowcast.epoch")
@@ -342,6 +343,8 @@ async def test_a_copy_of_the_database_is_taken_over_with_what_the_outbox_holds(
     await db.execute(CAPTURE, '"after"')
     await drain(db)
     assert [row["payload"] for row in await log(db)] == ['"sequenced"', '"in the outbox"', '"after"']
+    audience = await db.fetchrow("SELECT session_id, request_id, user_id, table_name, channel FROM rowcast.event WHERE position = 2")
+    assert tuple(audience) == ("s", "r", None, "t", "c")
     await db.execute("SELECT rowcast.prune('1 day', 100)")
     assert await db.fetchval("SELECT count(*) FROM rowcast.outbox") == 0
 
@@ -421,3 +424,132 @@ async def test_large_columns_do_not_fail_the_write(writer: Writer) -> None:
     )
     (row,) = await writer.outbox()
     assert json.loads(row["payload"])["job"]["result"] is None
+
+
+async def hears(database: str, *channels: str) -> tuple[asyncpg.Connection, list[tuple[str, Any]]]:
+    heard: list[tuple[str, Any]] = []
+    connection = await asyncpg.connect(database)
+    for channel in channels:
+        await connection.add_listener(channel, lambda *a: heard.append((a[2], json.loads(a[3]))))
+    return connection, heard
+
+
+ON_CHANNEL = "INSERT INTO rowcast.outbox (type, payload, channel) VALUES ('test', $2, $1)"
+
+
+async def test_an_event_with_a_channel_is_told_there_too_in_order_and_bare(db: asyncpg.Connection, database: str) -> None:
+    await db.execute("SELECT rowcast.adopt()")
+    listening, heard = await hears(database, "orders", "rowcast")
+    await db.execute(ON_CHANNEL, "orders", '{"a": 1}')
+    await db.execute(CAPTURE, "2")
+    await db.execute(ON_CHANNEL, "orders", '{"a": 3}')
+    await drain(db)
+    await listening.execute("SELECT 1")
+    assert [(channel, told.get("position", told)) for channel, told in heard] == [
+        ("rowcast", 1),
+        ("orders", {"a": 1}),
+        ("rowcast", 2),
+        ("rowcast", 3),
+        ("orders", {"a": 3}),
+    ]
+    await listening.close()
+
+
+async def test_a_request_is_told_on_its_channel_out_of_the_box(writer: Writer, database: str) -> None:
+    await writer.db.execute("SELECT rowcast.adopt()")
+    listening, heard = await hears(database, "request_update")
+    request = await writer.insert("request", session_id=await writer.session())
+    await writer.db.execute("DELETE FROM request")
+    await drain(writer.db)
+    await listening.execute("SELECT 1")
+    assert [(told["request_id"], told["status"]) for _, told in heard] == [(str(request), "pending")]
+    await listening.close()
+
+
+@pytest.mark.parametrize("character", ["a", "语"])
+async def test_a_payload_over_the_limit_is_a_stub_on_its_channel(db: asyncpg.Connection, database: str, character: str) -> None:
+    await db.execute("SELECT rowcast.adopt()")
+    listening, heard = await hears(database, "orders")
+    for size in (*range(7_995, 8_003), 1_000_000):
+        whole, rest = divmod(size - 2, len(character.encode()))
+        await db.execute(ON_CHANNEL, "orders", json.dumps(character * whole + "a" * rest, ensure_ascii=False))
+    await drain(db)
+    await listening.execute("SELECT 1")
+    whole = [position for position, (_, told) in enumerate(heard, 1) if isinstance(told, str)]
+    assert whole == [1, 2, 3, 4, 5]  # up to 7,999 bytes
+    assert [told for _, told in heard[5:]] == [{"position": position, "omitted": True} for position in range(6, 10)]
+    await listening.close()
+
+
+async def test_a_backlog_is_one_notification_on_each_channel(db: asyncpg.Connection, database: str) -> None:
+    await db.execute("SELECT rowcast.adopt()")
+    listening, heard = await hears(database, "orders", "bills")
+    await db.execute(
+        """INSERT INTO rowcast.outbox (type, payload, channel)
+           SELECT 'test', '{}', (ARRAY['orders', 'bills', NULL, '', 'rowcast'])[n % 5 + 1] FROM generate_series(1, 2500) n"""
+    )
+    assert await drain(db, 5000) == 2500
+    await listening.execute("SELECT 1")
+    assert sorted(heard, key=str) == [("bills", {"upto": 2500}), ("orders", {"upto": 2500})]
+    await listening.close()
+
+
+@pytest.mark.parametrize("bad", ["", "x" * 64, "语" * 22, "rowcast", "rowcast_doorbell", "rowcast_beat_0"])
+async def test_a_bad_channel_stops_nothing_and_is_told_nothing(db: asyncpg.Connection, database: str, bad: str) -> None:
+    epoch = await db.fetchval("SELECT rowcast.adopt()")
+    listening, heard = await hears(database, "orders", "rowcast", "rowcast_doorbell", "rowcast_beat_0")
+    await db.execute(ON_CHANNEL, bad, '{"a": 1}')
+    await db.execute(ON_CHANNEL, "orders", '{"a": 2}')
+    await drain(db)
+    await listening.execute("SELECT 1")
+    assert [(channel, told.get("position", told)) for channel, told in heard] == [("rowcast", 1), ("rowcast", 2), ("orders", {"a": 2})]
+    assert {told["epoch"] for channel, told in heard if channel == "rowcast"} == {epoch}
+    await db.execute(f"INSERT INTO rowcast.outbox (type, payload, channel) SELECT 'test', '{{}}', '{bad}' FROM generate_series(1, 2500)")
+    assert await drain(db, 5000) == 2500
+    await listening.close()
+
+
+async def test_identical_payloads_of_one_call_are_told_once_on_their_channel(db: asyncpg.Connection, database: str) -> None:
+    """PostgreSQL does that, to all who NOTIFY; the log has each."""
+    await db.execute("SELECT rowcast.adopt()")
+    listening, heard = await hears(database, "orders", "rowcast")
+    for payload in ('{"a": 1}', '{"a": 1}', '{"a": 2}'):
+        await db.execute(ON_CHANNEL, "orders", payload)
+    await drain(db)
+    await listening.execute("SELECT 1")
+    assert [told for channel, told in heard if channel == "orders"] == [{"a": 1}, {"a": 2}]
+    assert len([channel for channel, _ in heard if channel == "rowcast"]) == len(await log(db)) == 3
+    await listening.close()
+
+
+AUDIENCES = ("session_id", "project_id", "job_id", "request_id", "user_id", "table_name")
+
+
+async def test_every_audience_travels_from_the_outbox_to_the_log_and_in_the_envelope(db: asyncpg.Connection, database: str) -> None:
+    await db.execute("SELECT rowcast.adopt()")
+    listening, heard = await hears(database, "rowcast")
+    await db.execute(
+        f"INSERT INTO rowcast.outbox ({', '.join(AUDIENCES)}, type, payload) VALUES ('a', 'b', 'c', 'd', 'e', 'f', 'test', '{{}}')"
+    )
+    await drain(db)
+    await listening.execute("SELECT 1")
+    (row,) = await log(db)
+    assert [row[name] for name in AUDIENCES] == [heard[0][1][name] for name in AUDIENCES] == list("abcdef")
+    await listening.close()
+
+
+@pytest.mark.parametrize("id", ["''", "repeat('x', 129)", "string_agg(md5(n::text), '')", "repeat(chr(1), 128)", "repeat('🎯', 128)"])
+async def test_an_odd_id_or_type_stops_nothing(db: asyncpg.Connection, database: str, id: str) -> None:
+    """An index takes no key of any length, and a notification has its limit. Who can be followed: 1 to 128 characters."""
+    epoch = await db.fetchval("SELECT rowcast.adopt()")
+    listening, heard = await hears(database, "rowcast")
+    odd = await db.fetchval(f"SELECT {id} FROM generate_series(1, 300) n {'' if 'agg' in id else 'LIMIT 1'}")
+    for type in ("test", odd * 8):
+        await db.execute(f"INSERT INTO rowcast.outbox ({', '.join(AUDIENCES)}, type, payload) VALUES ({'$1, ' * 6} $2, '{{}}')", odd, type)
+    await drain(db)
+    await listening.execute("SELECT 1")
+    kept = odd if 1 <= len(odd) <= 128 else None
+    assert [{row[name] for name in AUDIENCES} for row in await log(db)] == [{kept}, {kept}]
+    assert [told.get("position") or told["upto"] for _, told in heard] == [1, 2]
+    assert {told["epoch"] for _, told in heard} == {epoch}
+    await listening.close()

@@ -1,0 +1,18 @@
+-- A trigger's arguments: pg_trigger holds them one after the other, each with a zero byte behind it.
+CREATE OR REPLACE FUNCTION rowcast.arguments(tgargs bytea) RETURNS text[]
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  found text[] := '{}';
+  start integer := 1;
+BEGIN
+  FOR i IN 1 .. length(tgargs) LOOP
+    IF get_byte(tgargs, i - 1) = 0 THEN
+      found := found || convert_from(substring(tgargs FROM start FOR i - start), getdatabaseencoding());
+      start := i + 1;
+    END IF;
+  END LOOP;
+  RETURN found;
+END
+$$
