@@ -3,6 +3,7 @@
 RowcastError
 ├── ConfigurationError          a setting is wrong or missing
 ├── InvalidParameter            a request parameter is malformed
+├── NotFound                    what a request names is not there
 ├── EmbeddedError               the private PostgreSQL does not run
 └── DatabaseUnavailable         no usable database right now; it is tried again
     ├── SchemaMismatch          migrations are missing, or newer than this program
@@ -33,6 +34,13 @@ class InvalidParameter(RowcastError):
     def __init__(self, parameter: str, problem: str) -> None:
         super().__init__(f"{parameter}: {problem}")
         self.parameter = parameter
+
+
+class NotFound(RowcastError):
+    """There is no such thing."""
+
+    http_status = 404
+    websocket_code = 1008
 
 
 class EmbeddedError(RowcastError):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, NewType
+from typing import Any, Literal, NamedTuple, NewType
 
 import msgspec
 
@@ -12,9 +12,19 @@ from .errors import InvalidParameter
 Position = NewType("Position", int)
 """An event's place in the log: 1, 2, 3, … without gaps."""
 
-Kind = Literal["session", "project", "job"]
-Format = Literal["event", "message", "json"]
+Kind = Literal["session", "project", "job", "request", "user", "table"]
 
+AUDIENCES: dict[Kind, str] = {
+    "session": "session_id",
+    "project": "project_id",
+    "job": "job_id",
+    "request": "request_id",
+    "user": "user_id",
+    "table": "table_name",
+}
+"""The column of the log in which an event names its topic of each kind."""
+
+JOB_FAMILIES = ("ingest.job", "agent.run", "workflow.run", "task")
 _ENDS = ("completed", "failed", "cancelled")
 _CURSOR = re.compile(r"([0-9a-f]{8})-([0-9]{1,18})", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -44,13 +54,24 @@ class Topic(NamedTuple):
     id: str
 
     @classmethod
-    def of(cls, kind: Kind, id: str) -> "Topic":
+    def of(cls, kind: Kind, id: str, parameter: str | None = None) -> "Topic":
         if not 1 <= len(id) <= 128 or _CONTROL.search(id):
-            raise InvalidParameter(f"{kind}_id", "must be 1 to 128 characters without control characters")
+            raise InvalidParameter(parameter or AUDIENCES[kind], "must be 1 to 128 characters without control characters")
         return cls(kind, id)
+
+    @classmethod
+    def parse(cls, text: str, parameter: str = "topic") -> "Topic":
+        """`<kind>:<id>`."""
+        kind, colon, id = text.partition(":")
+        if not colon or kind not in AUDIENCES:
+            raise InvalidParameter(parameter, f"must be <kind>:<id>, where kind is {', '.join(AUDIENCES)}")
+        return cls.of(kind, id, parameter)
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.id}"
+
+
+Topics = tuple[Topic, ...]
 
 
 class Types:
@@ -80,6 +101,9 @@ class Event:
     job_id: str | None
     created_at: float
     payload: bytes
+    request_id: str | None = None
+    user_id: str | None = None
+    table_name: str | None = None
 
     @property
     def position(self) -> Position:
@@ -87,30 +111,41 @@ class Event:
 
     @property
     def topics(self) -> Iterator[Topic]:
-        if self.session_id is not None:
-            yield Topic("session", self.session_id)
-        if self.project_id is not None:
-            yield Topic("project", self.project_id)
-        if self.job_id is not None:
-            yield Topic("job", self.job_id)
+        for kind, column in AUDIENCES.items():
+            if (id := getattr(self, column)) is not None:
+                yield Topic(kind, id)
+
+    @property
+    def audience(self) -> tuple[str | None, ...]:
+        return (self.session_id, self.project_id, self.job_id, self.request_id, self.user_id, self.table_name)
 
     @property
     def terminal(self) -> bool:
-        """Whether this ends a job or a request."""
+        """Whether this ends a job or a request: it has ended, or is gone."""
         family, _, last = self.type.rpartition(".")
-        if family in ("ingest.job", "agent.run", "workflow.run", "task"):
-            return last in _ENDS or (last == "created" and _status(self.payload) in _ENDS)
-        return self.type == "request_update" and _status(self.payload) in ("done", "error")
+        if family in JOB_FAMILIES:
+            return last in _ENDS or (last == "created" and self.row.get("status") in _ENDS)
+        if self.type == "request_update":
+            return self.row.get("status") in ("done", "error")
+        return (self.type == "job.deleted" and self.job_id is not None) or (self.type == "request.deleted" and self.request_id is not None)
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The payload, decoded; empty where it is no object that Python can hold."""
+        try:
+            fields = msgspec.json.decode(self.payload)
+        except msgspec.DecodeError:  # numbers that only PostgreSQL can hold
+            return {}
+        return fields if isinstance(fields, dict) else {}
 
-def _status(payload: bytes) -> object:
-    try:
-        row = msgspec.json.decode(payload)
-    except msgspec.DecodeError:
-        return None  # numbers that only PostgreSQL can hold
-    for noun in ("job", "run"):
-        row = row.get(noun, row) if isinstance(row, dict) else row
-    return row.get("status") if isinstance(row, dict) else None
+    @property
+    def row(self) -> dict[str, Any]:
+        """What the payload tells of a job, under whatever noun, or of a request."""
+        fields = self.fields
+        for noun in ("job", "run"):
+            if isinstance(row := fields.get(noun), dict):
+                return row
+        return fields
 
 
 class Notice(msgspec.Struct):
@@ -125,13 +160,19 @@ class Notice(msgspec.Struct):
     project_id: str | None = None
     job_id: str | None = None
     created_at: float = 0.0
+    request_id: str | None = None
+    user_id: str | None = None
+    table_name: str | None = None
     payload: msgspec.Raw = msgspec.Raw(b"")
 
     def event(self) -> Event | None:
         if not self.payload:
             return None
         cursor = Cursor(self.epoch, self.position)
-        return Event(cursor, self.type, self.session_id, self.project_id, self.job_id, self.created_at, bytes(self.payload))
+        # fmt: off
+        return Event(cursor, self.type, self.session_id, self.project_id, self.job_id, self.created_at, bytes(self.payload),
+                     self.request_id, self.user_id, self.table_name)
+        # fmt: on
 
 
 decode_notice = msgspec.json.Decoder(Notice).decode  # the payload stays as it is

@@ -12,15 +12,17 @@ from collections import deque
 from contextlib import suppress
 from datetime import timedelta
 from typing import Protocol
+from weakref import WeakValueDictionary
 
+from .batching import Window
 from .database import TROUBLE, explain
 from .errors import DatabaseUnavailable
-from .events import Cursor, Position, Topic
-from .follower import Follower, FollowerToTheEnd, From, Start, Wish
-from .frames import Block
+from .events import Cursor, Position, Topics
+from .follower import Follower, From, Joining, Start, Wish
 from .hub import Hub
 from .log import Log
 from .sinks import Sink
+from .state import State
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +35,22 @@ TURN = 100
 class Client(Protocol):
     """Whoever is connected: told when the process ends, and that it still lives."""
 
-    def keep_alive(self, alive: Block) -> None: ...
+    def keep_alive(self, cursor: Cursor | None) -> None: ...
     def bye(self, retry: int) -> None: ...
 
 
 class Feed:
     """Brings followers from where they are to live, and knows all clients that are connected."""
 
-    def __init__(self, hub: Hub, log: Log, recent: timedelta, recent_events: int, retry: float) -> None:
+    def __init__(self, hub: Hub, log: Log, state: State, recent: timedelta, recent_events: int, retry: float) -> None:
         self.hub = hub
         self.log = log
+        self.state = state
         self._recent = recent
         self._recent_events = recent_events
         self._retry = retry
         self._clients: set[Client] = set()
+        self._windows: WeakValueDictionary[int, Window] = WeakValueDictionary()
         self._emptied = asyncio.Event()
         self._identified = asyncio.Event()
         self._closing = False
@@ -64,13 +68,21 @@ class Feed:
     def clients(self) -> int:
         return len(self._clients)
 
-    def follow(self, topic: Topic, wish: Wish, sink: Sink) -> Follower:
+    def follow(self, topics: Topics, wish: Wish, sink: Sink, start: Start | None = None) -> Follower:
         """A new client: it is told from where on, what it missed, and what comes."""
-        follower = (FollowerToTheEnd if wish.until_end else Follower)(self, topic, wish, sink)
+        follower = Follower(self, topics, wish, sink)
+        if start is not None:
+            follower.begin(start)
         self.add(follower)
         if not follower.closed:
             follower.catch_up()
         return follower
+
+    def window(self, milliseconds: int) -> Window:
+        window = self._windows.get(milliseconds)
+        if window is None:
+            window = self._windows[milliseconds] = Window(milliseconds)
+        return window
 
     def add(self, client: Client) -> None:
         self._clients.add(client)
@@ -95,10 +107,9 @@ class Feed:
                 await asyncio.sleep(0)
 
     def _keep_alive(self, clients: list[Client]) -> None:
-        id = b"id: %b\n" % str(self.hub.cursor(self.hub.position)).encode() if self.hub.lineage else b""
-        alive = Block(b": keep-alive\n%b\n" % id)
+        cursor = self.hub.cursor(self.hub.position) if self.hub.lineage else None
         for client in clients:
-            client.keep_alive(alive)
+            client.keep_alive(cursor)
 
     def stale(self, position: Position) -> bool:
         """Whether the hub was beyond this position some keep-alives ago already: a quiet client that
@@ -116,24 +127,57 @@ class Feed:
                 async with asyncio.timeout(seconds):
                     await self._emptied.wait()
 
-    async def locate(self, topic: Topic, after: Cursor | None, since: From) -> Start:
+    async def locate(self, topics: Topics, after: Cursor | None, since: From) -> Start:
         """Where a client begins. Waits until the hub knows its log."""
         await self._identified.wait()
         hub = self.hub
         if not hub.lineage:
             raise DatabaseUnavailable("this process ends")
-        if after is not None:
-            position = hub.lineage.locate(after)
-            if position is None:
-                return Start(hub.position, "reset", "epoch")
-            if position > hub.position and position > (await self.log.bounds()).head:
-                return Start(hub.position, "reset", "ahead")
-            return Start(position, "resumed")
+        start = await self._resume(after) if after is not None else None
+        if since == "snapshot" and (start is None or start.lost):
+            return await self._snapshot(topics, start)
+        if start is not None:
+            return start
         if since == "now":
             return Start(hub.position, "new")
         if since == "start":
             return Start((await self.log.bounds()).floor, "new")
-        return Start(await self.log.recent(topic, hub.position, self._recent, self._recent_events), "new")
+        return Start(await self.log.recent(topics, hub.position, self._recent, self._recent_events), "new")
+
+    async def _resume(self, after: Cursor) -> Start:
+        hub = self.hub
+        position = hub.lineage.locate(after)
+        if position is None:
+            return Start(hub.position, "reset", "epoch")
+        if position > hub.position and position > (await self.log.bounds()).head:
+            return Start(hub.position, "reset", "ahead")
+        return Start(position, "resumed")
+
+    async def _snapshot(self, topics: Topics, lost: Start | None) -> Start:
+        """The state, and the position up to which it holds all that happened."""
+        state = await self.state.of(topics[0])
+        position = self.hub.lineage.locate(state.cursor)
+        if position is None:
+            raise DatabaseUnavailable("the log has a new identity")
+        if lost is None:
+            return Start(position, "new", snapshot=state.body)
+        return Start(position, lost.reason, lost.lost, state.body)
+
+    def known(self, cursor: Cursor) -> Position | None:
+        """Where a cursor is in the log as this process knows it."""
+        return self.hub.lineage.locate(cursor) if self.hub.lineage else None
+
+    async def ended(self, topics: Topics, after: Cursor) -> bool:
+        """Whether a client that follows to the end, and has got as far as this cursor, has everything. Where it is
+        about one thing, that is so when the last event is the end."""
+        hub, position = self.hub, self.known(after)
+        if position is None:
+            return False
+        if len(topics) == 1 and topics[0].kind in ("job", "request"):
+            last = await self.log.last(hub.lineage.epoch, topics[0], max(hub.position, position))
+            return last is not None and last.terminal and last.position <= position
+        event = await self.log.event_at(Cursor(hub.lineage.epoch, position), topics)
+        return event is not None and event.terminal
 
     async def catch_up(self, follower: Follower) -> None:
         """Until it is live or gone. A database that is away is waited for: the client stays connected."""
@@ -141,10 +185,13 @@ class Feed:
         while not follower.closed:
             try:
                 if not follower.located:
-                    follower.begin(await self.locate(follower.topic, follower.wish.after, follower.wish.since))
-                if self._join(follower):
+                    follower.begin(await self.locate(follower.topics, follower.wish.after, follower.wish.since))
+                elif follower.joining:
+                    await self._join_topic(follower, follower.joining[0])
+                elif self._join(follower):
                     return
-                await self._read(follower)
+                else:
+                    await self._read(follower)
                 delay = RETRY_FIRST
             except TROUBLE as error:
                 logger.debug("%r: %s", follower, explain(error))
@@ -169,10 +216,10 @@ class Feed:
     async def _read(self, follower: Follower) -> None:
         """One batch of what is missing, once the client has taken what was written before."""
         await follower.sink.drained()
-        hub = self.hub
+        hub, topics = self.hub, follower.topics
         epoch = hub.lineage.epoch
-        batch = await self.log.read(epoch, follower.position, hub.position, follower.topic)
-        if hub.lineage.epoch != epoch or follower.closed:
+        batch = await self.log.read(epoch, follower.position, hub.position, topics)
+        if hub.lineage.epoch != epoch or follower.closed or follower.topics is not topics:
             return
         if batch.pruned:
             follower.reset("truncated")
@@ -181,3 +228,24 @@ class Feed:
         if batch.burst is not None:
             follower.write(batch.burst)
         follower.position = batch.position
+
+    async def _join_topic(self, follower: Follower, joining: Joining) -> None:
+        """What a new topic has up to the position of all the others, which stay there meanwhile."""
+        follower.greet()
+        hub = self.hub
+        topic = (joining.topic,)
+        epoch, upto = hub.lineage.epoch, follower.position
+        start = await self.locate(topic, joining.after, joining.since)
+        position = start.position
+        while position < upto and hub.lineage.epoch == epoch and not start.lost:
+            await follower.sink.drained()
+            batch = await self.log.read(epoch, position, upto, topic)
+            if batch.pruned:
+                start = Start(position, "truncated", "truncated")
+            elif not follower.closed and joining in (follower.joining or ()):
+                follower.write_earlier(batch.events)
+                position = batch.position
+            else:
+                return
+        if joining in (follower.joining or ()):
+            follower.joined(start.lost)

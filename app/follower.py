@@ -1,24 +1,26 @@
-"""A client that follows a topic over a stream, and what it is told: server-sent events."""
+"""A client that follows topics over a stream, and what it is told."""
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import msgspec
 
-from .events import Cursor, Position, Topic
-from .frames import EVERYTHING, Block, Burst, View, sse, sse_message
+from .batching import Window
+from .burst import EVERYTHING, Burst, View
+from .events import Cursor, Event, Position, Topic
+from .frames import alive
 from .hub import Hub
 from .sinks import Sink
 
-From = Literal["recent", "start", "now"]
+From = Literal["recent", "start", "now", "snapshot"]
 Reason = Literal["new", "resumed", "truncated", "reset"]
 
-COMMENT = Block(b": keep-alive\n\n")
-COMMENT_LINE = Block(b": keep-alive\n")
-"""While `retry` is all that was said: a block is not to end before `connected`."""
+HELD = 1000
+"""Bursts that wait for the end of a window, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,11 @@ class Wish:
     since: From = "recent"
     view: View = EVERYTHING
     until_end: bool = False
+    """The first event that ends a job or a request ends the stream."""
+    batch: int = 0
+    """Milliseconds in which at most one write is made; 0: each event at once."""
+    about: dict[str, str] = field(default_factory=dict)
+    """What the client follows, as `connected` names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,18 @@ class Start:
     reason: Reason
     lost: str | None = None
     """Why the cursor could not be honoured, if so."""
+    snapshot: bytes | None = None
+    """The state at the position, if that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """A topic that a client wants to follow from now on, and from where in it."""
+
+    topic: Topic
+    after: Cursor | None
+    since: From
+    acknowledgement: dict[str, Any]
 
 
 class Home(Protocol):
@@ -45,6 +64,7 @@ class Home(Protocol):
     hub: Hub
 
     def catch_up(self, follower: "Follower") -> Coroutine[None, None, None]: ...
+    def window(self, milliseconds: int) -> Window: ...
     def remove(self, client: "Follower") -> None: ...
 
 
@@ -52,14 +72,14 @@ class Follower:
     """Catching up, while its home does that for it in a task, or live."""
 
     # fmt: off
-    __slots__ = ("_catching_up", "_caught_up", "_greeted", "_home", "_hub", "_start",
-                 "closed", "epoch", "position", "sink", "topic", "view", "wish")
+    __slots__ = ("_catching_up", "_caught_up", "_greeted", "_held", "_home", "_hub", "_start", "_window",
+                 "closed", "epoch", "joining", "position", "sink", "topics", "view", "wish")
     # fmt: on
 
-    def __init__(self, home: Home, topic: Topic, wish: Wish, sink: Sink) -> None:
+    def __init__(self, home: Home, topics: tuple[Topic, ...], wish: Wish, sink: Sink) -> None:
         self._home = home
         self._hub = home.hub
-        self.topic = topic
+        self.topics = topics
         self.wish = wish
         self.view = wish.view
         self.sink = sink
@@ -67,23 +87,31 @@ class Follower:
         """Up to here it has everything that it asked for."""
         self.epoch = ""
         """In which the position counts, while it catches up."""
+        self.joining: deque[Joining] | None = None
         self._start: Start | None = None
         self._greeted = False
         self._caught_up = False
         self.closed = False
         self._catching_up: asyncio.Task[None] | None = None
+        self._window = home.window(wish.batch) if wish.batch else None
+        self._held: list[Burst] | None = None
+        """What waits for the end of its window."""
         sink.owner = self
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "catching up" if self._catching_up else "live"
-        return f"<Follower of {self.topic} at {self.position}, {state}, {self.sink}>"
+        return f"<Follower of {', '.join(map(str, self.topics))} at {self.position}, {state}, {self.sink}>"
 
     @property
     def located(self) -> bool:
         return self._greeted or self._start is not None
 
+    @property
+    def cursor(self) -> Cursor | None:
+        return self._hub.cursor(self.position) if self._greeted else None
+
     def catch_up(self) -> None:
-        self._catching_up = asyncio.create_task(self._home.catch_up(self), name=f"catch up {self.topic}")
+        self._catching_up = asyncio.create_task(self._home.catch_up(self), name=f"catch up {', '.join(map(str, self.topics))}"[:200])
 
     def begin(self, start: Start) -> None:
         self._start = start
@@ -96,28 +124,51 @@ class Follower:
             return
         self._start, self._greeted = None, True
         cursor = self._hub.cursor(self.position)
-        self._tell(
-            "connected",
-            {
-                f"{self.topic.kind}_id": self.topic.id,
-                "timestamp": time.time(),
-                "cursor": str(cursor),
-                "resumed": start.reason == "resumed",
-                "reason": start.reason,
-            },
-            cursor,
-        )
+        about = {
+            **self.wish.about,
+            "timestamp": time.time(),
+            "cursor": str(cursor),
+            "resumed": start.reason == "resumed",
+            "reason": start.reason,
+        }
+        # Who is cut before it has the snapshot begins with one again.
+        self.tell("connected", about, None if start.snapshot else cursor)
         if start.lost:
             self._tell_reset(start.lost)
+        if start.snapshot:
+            self.tell("snapshot", msgspec.Raw(start.snapshot), cursor)
 
     def deliver(self, burst: Burst) -> None:
         """While it is live. When its sink is full it leaves the hub, and catches up once that has drained."""
         if self.sink.full:
-            self._hub.leave(self)
-            self._move(max(self.position, self._hub.position))
-            self.catch_up()
-        else:
+            self.lag()
+        elif self._window is None:
             self.write(burst)
+        elif self._held is None:
+            self._held = [burst]
+            self._window.add(self)
+        elif len(self._held) < HELD:
+            self._held.append(burst)
+        else:
+            self.flush(Burst.joined)
+            self.deliver(burst)
+
+    def lag(self) -> None:
+        """It goes back to catching up, from where it is."""
+        held, self._held = self._held, None
+        self._hub.leave(self)
+        self._move(Position(held[0].first - 1) if held else max(self.position, self._hub.position))
+        self.catch_up()
+
+    def flush(self, together: Callable[[Sequence[Burst]], Burst]) -> None:
+        """The end of its window."""
+        held, self._held = self._held, None
+        if held and not self.closed:
+            if self.sink.full:
+                self._held = held
+                self.lag()
+            else:
+                self.write(together(held))
 
     def write(self, burst: Burst) -> None:
         """The next events, as far as it does not have them."""
@@ -125,14 +176,32 @@ class Follower:
             if burst.last <= self.position:
                 return
             burst = Burst([event for event in burst.events if event.position > self.position])
+        if self.wish.until_end:
+            self._write_to_the_end(burst)
+        else:
+            self._write(burst)
+
+    def _write(self, burst: Burst) -> None:
         self.position = burst.last
         block = burst.block(self.view)
         if block is not None:
             self.sink.write(block)
 
+    def _write_to_the_end(self, burst: Burst) -> None:
+        end = next((event for event in burst.events if event.terminal), None)
+        if end is None:
+            self._write(burst)
+        elif not self.closed:
+            self._write(Burst([event for event in burst.events if event.position <= end.position]))
+            self.tell("end", {**self.wish.about, "cursor": str(end.cursor)}, end.cursor)
+            self.close()
+
     def reset(self, reason: str) -> None:
         """Its position cannot be honoured: it goes on live from the hub's, and rereads the state."""
-        if self._greeted:
+        self._held = None
+        if not self.view.wire.rereads:
+            self.close()  # it comes back, and is told the state
+        elif self._greeted:
             self._move(self._hub.position)
             self._tell_reset(reason)
         else:
@@ -144,33 +213,36 @@ class Follower:
         if not self._caught_up:
             self._caught_up = True
             cursor = self._hub.cursor(self.position)
-            self._tell("caught_up", {"cursor": str(cursor)}, cursor)
+            self.tell("caught_up", {"cursor": str(cursor)}, cursor)
 
-    def keep_alive(self, alive: Block) -> None:
-        """For live clients `alive` is a comment with the hub's position, so that a quiet one never falls below the floor."""
+    def keep_alive(self, cursor: Cursor | None) -> None:
+        """For live clients with the hub's position, so that a quiet one never falls below the floor."""
         if self.closed or self.sink.full:
             return
-        if self._catching_up is None and self.position <= self._hub.position:
-            self.position = self._hub.position
-            self.sink.write(alive)
+        wire = self.view.wire
+        if self._catching_up is None and self._held is None and cursor is not None and self.position <= cursor.position:
+            self.position = cursor.position
+            self.sink.write(alive(wire, cursor))
+        elif self._greeted:
+            self.sink.write(alive(wire, None))
         else:
-            self.sink.write(COMMENT if self._greeted else COMMENT_LINE)
+            self.sink.write(wire.block(wire.waiting()))
 
     def bye(self, retry: int) -> None:
         """The process ends; the client comes back to another one, or later."""
-        self.sink.write(Block(b"retry: %d\n" % retry))
-        self._tell("bye", {"retry": retry})
-        self.close()
+        self.sink.write(self.view.wire.block(self.view.wire.bye(retry)))
+        self.close(1012)
 
     def fail(self, problem: str) -> None:
-        self._tell("error", {"error": problem, f"{self.topic.kind}_id": self.topic.id})
-        self.close()
+        self.tell("error", {"error": problem, **self.wish.about})
+        self.close(1011)
 
-    def close(self) -> None:
+    def close(self, code: int = 1000) -> None:
         """No more events; the sink ends after what was written."""
         self.closed = True
+        self._held = None
         self._hub.leave(self)
-        self.sink.close()
+        self.sink.close(code)
 
     def gone(self) -> None:
         """The response has ended, whoever ended it."""
@@ -185,23 +257,51 @@ class Follower:
 
     def _tell_reset(self, reason: str) -> None:
         cursor = self._hub.cursor(self.position)
-        self._tell("reset", {"reason": reason, "cursor": str(cursor)}, cursor)
+        self.tell("reset", {"reason": reason, "cursor": str(cursor)}, cursor)
 
-    def _tell(self, type: str, data: dict[str, object], cursor: Cursor | None = None) -> None:
-        encode = sse_message if self.view.format == "message" else sse
-        self.sink.write(Block(encode(type, msgspec.json.encode(data), cursor)))
+    def tell(self, type: str, data: object, cursor: Cursor | None = None) -> None:
+        wire = self.view.wire
+        if frame := wire.told(type, msgspec.json.encode(data), cursor):
+            self.sink.write(wire.block(frame))
 
+    # What a client may change while it is connected.
 
-class FollowerToTheEnd(Follower):
-    """Of one job or request: its last event ends the stream."""
+    def join(self, joining: Joining) -> None:
+        """Follow one more topic: it catches up with it first."""
+        self._pause()
+        if self.joining is None:
+            self.joining = deque()
+        self.joining.append(joining)
 
-    __slots__ = ()
+    def joined(self, lost: str | None) -> None:
+        """It has what it wanted of the new topic up to its position, or that is lost."""
+        assert self.joining
+        joining = self.joining.popleft()
+        self.topics = tuple(sorted({*self.topics, joining.topic}))
+        self.tell("subscribed", {**joining.acknowledgement, "reset": lost}, self._hub.cursor(self.position))
 
-    def write(self, burst: Burst) -> None:
-        end = next((event for event in burst.events if event.terminal), None)
-        if end is None:
-            super().write(burst)
-        elif not self.closed:
-            super().write(Burst([event for event in burst.events if event.position <= end.position]))
-            self._tell("end", {f"{self.topic.kind}_id": self.topic.id, "cursor": str(end.cursor)}, end.cursor)
-            self.close()
+    def unjoin(self, topic: Topic) -> None:
+        self._pause()
+        self.topics = tuple(other for other in self.topics if other != topic)
+        if self.joining:
+            self.joining = deque(other for other in self.joining if other.topic != topic)
+
+    def batch(self, milliseconds: int) -> None:
+        self._pause()
+        self._window = self._home.window(milliseconds) if milliseconds else None
+
+    def _pause(self) -> None:
+        """Its topics do not change while it is live."""
+        if self._catching_up is None:
+            if self._held:
+                self.flush(Burst.joined)
+            if self._catching_up is None and not self.closed:
+                self.lag()
+
+    def write_earlier(self, events: Sequence[Event]) -> None:
+        """What a new topic had before the position that it has reached: its cursor stays there."""
+        cursor = self._hub.cursor(self.position)
+        wire = self.view.wire
+        frames = b"".join(wire.event(replace(event, cursor=cursor)) for event in events if self.view.shows(event))
+        if frames:
+            self.sink.write(wire.block(frames))

@@ -1,25 +1,33 @@
-"""The bytes that events become: encoded once, and shared by all clients that see them alike."""
+"""The bytes of frames, for each kind of client: server-sent events, the same for `onmessage`, for one task, and WebSocket."""
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any, Literal
 
 import msgspec
 
-from .events import Cursor, Event, Format, Types
+from .events import JOB_FAMILIES, Cursor, Event
 
-VIEWS = 4
-"""For which a burst keeps its block. Clients can ask for any number; each further one pays for itself."""
+Format = Literal["event", "message", "task", "socket"]
+
+KEEP_ALIVE = b": keep-alive\n"
+TOP_LEVEL = ("ingest.", "agent.", "workflow.")
+"""Types whose payload stands at the top level of a WebSocket frame, as their front ends expect."""
+
+NO_TASK = b'{"error":"Task not found"}'
 
 
 class Block:
-    """Frames that are written together, as one chunk of a response (RFC 9112, section 7.1)."""
+    """Frames that are written together."""
 
-    __slots__ = ("chunk", "data")
+    __slots__ = ("data", "wire")
 
-    def __init__(self, data: bytes) -> None:
-        self.chunk = b"%x\r\n%b\r\n" % (len(data), data)
-        self.data = memoryview(self.chunk)[-2 - len(data) : -2]
+    def __init__(self, data: bytes, chunked: bool = True) -> None:
+        # Over HTTP they are one chunk of the response (RFC 9112, section 7.1).
+        self.wire = b"%x\r\n%b\r\n" % (len(data), data) if chunked else data
+        self.data = memoryview(self.wire)[-2 - len(data) : -2] if chunked else memoryview(data)
         """The frames alone; the same memory."""
 
     def __len__(self) -> int:
@@ -29,79 +37,165 @@ class Block:
         return f"<Block {len(self)} bytes>"
 
 
-class View:
-    """What a client sees of events: which types, in which format. One object for all that see alike."""
+class Wire(ABC):
+    """How one kind of client is told things."""
 
-    __slots__ = ("format", "types")
+    rereads = True
+    """Whether the client knows what to do about a `reset`."""
 
-    def __init__(self, types: Types, format: Format) -> None:
-        self.types = types
-        self.format = format
+    @abstractmethod
+    def event(self, event: Event) -> bytes:
+        """An event of the log; empty if it is not for such clients."""
 
-    @classmethod
-    @lru_cache(maxsize=1024)
-    def of(cls, types: str = "*", format: Format = "event") -> "View":
-        return cls(Types(types), format)
+    @abstractmethod
+    def told(self, type: str, data: bytes, cursor: Cursor | None = None) -> bytes:
+        """What the stream says of itself; `data` is one line of JSON."""
 
+    def alive(self, cursor: Cursor | None) -> bytes:
+        """A keep-alive. The id moves the client's cursor and dispatches nothing (HTML standard, 9.2.6)."""
+        return KEEP_ALIVE + (b"\n" if cursor is None else b"id: %b\n\n" % str(cursor).encode())
 
-EVERYTHING = View.of()
+    def waiting(self) -> bytes:
+        """The same while `retry` is all that was said: a block is not to end before `connected`."""
+        return KEEP_ALIVE
 
+    def bye(self, retry: int) -> bytes:
+        return b"retry: %d\n" % retry + self.told("bye", b'{"retry":%d}' % retry)
 
-class Burst:
-    """Consecutive events of a topic that came together, at least one. What a few views show of them is kept."""
-
-    __slots__ = ("_blocks", "events", "first", "last")
-
-    def __init__(self, events: Sequence[Event]) -> None:
-        self.events = events
-        self.first = events[0].position
-        self.last = events[-1].position
-        self._blocks: dict[View, Block | None] = {}
-
-    def __repr__(self) -> str:
-        return f"<Burst {self.first} to {self.last}>"
-
-    def block(self, view: View) -> Block | None:
-        """All that the view shows of it, in one piece, or None."""
-        try:
-            return self._blocks[view]
-        except KeyError:
-            frames = [frame(event, view.format) for event in self.events if event.type in view.types]
-            block = Block(b"".join(frames)) if frames else None
-            if len(self._blocks) < VIEWS:
-                self._blocks[view] = block
-            return block
+    def block(self, data: bytes) -> Block:
+        return Block(data)
 
 
-def frame(event: Event, format: Format) -> bytes:
-    """One event for one kind of client."""
-    return _ENCODERS[format](event)
+class Named(Wire):
+    """Server-sent events by name."""
+
+    def event(self, event: Event) -> bytes:
+        return sse(event.type, event.payload, event.cursor)
+
+    def told(self, type: str, data: bytes, cursor: Cursor | None = None) -> bytes:
+        return sse(type, data, cursor)
+
+
+class Unnamed(Wire):
+    """Server-sent events under the default name, for clients that only have `onmessage`."""
+
+    def event(self, event: Event) -> bytes:
+        return _sse(b"", enveloped(event), event.cursor)
+
+    def told(self, type: str, data: bytes, cursor: Cursor | None = None) -> bytes:
+        return _sse(b"", _told(type, data, cursor), cursor)
+
+
+class OfTask(Wire):
+    """Server-sent events about one job, whatever its kind: `progress`, and how it ended."""
+
+    rereads = False
+
+    def event(self, event: Event) -> bytes:
+        if event.type == "job.deleted":
+            return sse("error", NO_TASK, event.cursor)
+        return self._state(event.row, event.cursor) if event.type.rpartition(".")[0] in JOB_FAMILIES else b""
+
+    def told(self, type: str, data: bytes, cursor: Cursor | None = None) -> bytes:
+        if type == "snapshot":
+            return self._state(msgspec.json.decode(data)["job"], cursor)
+        return sse(type, data, cursor) if type in ("error", "bye") else b""
+
+    def _state(self, job: dict[str, Any], cursor: Cursor | None) -> bytes:
+        type, state = task(job)
+        return sse(type, msgspec.json.encode(state), cursor)
+
+
+class WebSocket(Wire):
+    """Text frames of JSON (RFC 6455)."""
+
+    def event(self, event: Event) -> bytes:
+        if event.type.startswith(TOP_LEVEL) and event.payload != b"{}":
+            head = {"cursor": str(event.cursor), "type": event.type, "session_id": event.session_id, "project_id": event.project_id}
+            return text_frame(b"%b,%b" % (msgspec.json.encode(head)[:-1], event.payload.lstrip()[1:]))
+        return text_frame(enveloped(event))
+
+    def told(self, type: str, data: bytes, cursor: Cursor | None = None) -> bytes:
+        return text_frame(_told(type, data, cursor))
+
+    def alive(self, cursor: Cursor | None) -> bytes:
+        return self.told("keepalive", b"{}", cursor)
+
+    def waiting(self) -> bytes:
+        return self.alive(None)
+
+    def bye(self, retry: int) -> bytes:
+        return self.told("bye", b'{"retry":%d}' % retry)
+
+    def block(self, data: bytes) -> Block:
+        return Block(data, chunked=False)
+
+
+WIRES: dict[Format, Wire] = {"event": Named(), "message": Unnamed(), "task": OfTask(), "socket": WebSocket()}
+
+
+@lru_cache(maxsize=16)
+def alive(wire: Wire, cursor: Cursor | None) -> Block:
+    """Made once for all clients of a kind."""
+    return wire.block(wire.alive(cursor))
 
 
 def sse(type: str, data: bytes, cursor: Cursor | None = None) -> bytes:
     """One server-sent event (HTML standard, 9.2.5). `data` has no line break."""
+    return _sse(b"event: %b\n" % type.encode(), data, cursor)
+
+
+def _sse(name: bytes, data: bytes, cursor: Cursor | None) -> bytes:
     id = b"" if cursor is None else b"id: %b\n" % str(cursor).encode()
-    return b"%bevent: %b\ndata: %b\n\n" % (id, type.encode(), data)
+    return b"%b%bdata: %b\n\n" % (id, name, data)
 
 
-def sse_message(type: str, data: bytes, cursor: Cursor | None = None, **envelope: object) -> bytes:
-    """The same under the default event name, for clients that only have `onmessage`."""
-    id = b"" if cursor is None else b"id: %b\n" % str(cursor).encode()
-    return b"%bdata: %b\n\n" % (id, _enveloped(type, data, cursor, **envelope))
+def enveloped(event: Event) -> bytes:
+    """An event as one JSON object."""
+    return msgspec.json.encode(
+        {
+            "cursor": str(event.cursor),
+            "type": event.type,
+            "timestamp": datetime.fromtimestamp(event.created_at, UTC).isoformat(),
+            "session_id": event.session_id,
+            "project_id": event.project_id,
+            "data": msgspec.Raw(event.payload),
+        }
+    )
 
 
-def _enveloped(type: str, data: bytes, cursor: Cursor | None, **envelope: object) -> bytes:
-    fields = {"cursor": cursor and str(cursor), "type": type, **envelope, "data": msgspec.Raw(data)}
-    return msgspec.json.encode(fields)
+def _told(type: str, data: bytes, cursor: Cursor | None) -> bytes:
+    return msgspec.json.encode({"cursor": cursor and str(cursor), "type": type, "data": msgspec.Raw(data)})
 
 
-def _envelope(event: Event) -> dict[str, object]:
-    at = datetime.fromtimestamp(event.created_at, UTC).isoformat()
-    return {"timestamp": at, "session_id": event.session_id, "project_id": event.project_id}
+def task(job: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A job as those see it who follow it as a task: the name of the frame, and what is in it."""
+    status = "processing" if job["status"] == "running" else job["status"]
+    if status == "completed":
+        return "completed", {"status": status, **{key: job[key] for key in ("id", "name", "progress", "result")}}
+    state = {"status": status, **{key: job[key] for key in ("id", "progress", "message", "result", "error")}}
+    return status if status in ("failed", "cancelled") else "progress", state
 
 
-_ENCODERS: dict[Format, Callable[[Event], bytes]] = {
-    "event": lambda e: sse(e.type, e.payload, e.cursor),
-    "message": lambda e: sse_message(e.type, e.payload, e.cursor, **_envelope(e)),
-    "json": lambda e: _enveloped(e.type, e.payload, e.cursor, **_envelope(e)),
-}
+def text_frame(text: bytes) -> bytes:
+    """A whole text message of a server: a header and the payload (RFC 6455, section 5.2)."""
+    n = len(text)
+    if n < 126:
+        return b"\x81%c%b" % (n, text)
+    if n < 65536:
+        return b"\x81\x7e%b%b" % (n.to_bytes(2, "big"), text)
+    return b"\x81\x7f%b%b" % (n.to_bytes(8, "big"), text)
+
+
+def texts(frames: bytes) -> Iterator[str]:
+    """What is in such frames, for servers that make them themselves."""
+    at = 0
+    while at < len(frames):
+        size = frames[at + 1]
+        at += 2
+        if size > 125:
+            width = 2 if size == 126 else 8
+            size = int.from_bytes(frames[at : at + width], "big")
+            at += width
+        yield frames[at : at + size].decode()
+        at += size

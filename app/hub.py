@@ -4,8 +4,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from .burst import Burst
 from .events import Cursor, Event, Lineage, Position, Topic
-from .frames import Burst
 
 logger = logging.getLogger(__name__)
 
@@ -13,10 +13,11 @@ logger = logging.getLogger(__name__)
 class Subscriber(Protocol):
     """One connected client. It is catching up (not in the hub), or live."""
 
-    topic: Topic
+    topics: tuple[Topic, ...]
+    """Not changed while it is live."""
 
     def deliver(self, burst: Burst) -> None:
-        """What is new in its topic. It may leave, and catch up from the log."""
+        """What is new in its topics. It may leave, and catch up from the log."""
 
     def reset(self, reason: str) -> None: ...
     def fail(self, problem: str) -> None: ...
@@ -30,6 +31,8 @@ class Hub:
 
     def __init__(self) -> None:
         self._live: dict[Topic, set[Subscriber]] = {}
+        self._of_several: dict[Topic, set[Subscriber]] = {}
+        """Those that follow more than one topic, under each."""
         self.lineage = Lineage()
         self.position = Position(0)
         """The last event published: all up to here is in the log, and was offered to whoever is live."""
@@ -37,24 +40,34 @@ class Hub:
         self.on_identified: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
-        live = sum(map(len, self._live.values()))
-        return f"<Hub at {self.position}, {len(self._live)} topics, {live} live>"
+        return f"<Hub at {self.position}, {len(self._live.keys() | self._of_several.keys())} topics, {len(self._everybody())} live>"
 
     def cursor(self, position: Position) -> Cursor:
         return Cursor(self.lineage.epoch, position)
 
     def join(self, subscriber: Subscriber) -> None:
-        self._live.setdefault(subscriber.topic, set()).add(subscriber)
+        registry = self._registry(subscriber)
+        for topic in subscriber.topics:
+            registry.setdefault(topic, set()).add(subscriber)
 
     def leave(self, subscriber: Subscriber) -> None:
-        followers = self._live.get(subscriber.topic)
-        if followers is not None:
-            followers.discard(subscriber)
-            if not followers:
-                del self._live[subscriber.topic]
+        registry = self._registry(subscriber)
+        for topic in subscriber.topics:
+            followers = registry.get(topic)
+            if followers is not None:
+                followers.discard(subscriber)
+                if not followers:
+                    del registry[topic]
+
+    def _registry(self, subscriber: Subscriber) -> dict[Topic, set[Subscriber]]:
+        return self._live if len(subscriber.topics) == 1 else self._of_several
 
     def is_live(self, subscriber: Subscriber) -> bool:
-        return subscriber in self._live.get(subscriber.topic, ())
+        registry = self._registry(subscriber)
+        return any(subscriber in registry.get(topic, ()) for topic in subscriber.topics)
+
+    def _everybody(self) -> set[Subscriber]:
+        return set().union(*self._live.values(), *self._of_several.values())
 
     def publish(self, events: Sequence[Event]) -> None:
         """Offer the next events, at least one, to the live subscribers of their topics."""
@@ -62,11 +75,26 @@ class Hub:
         for event in events:
             for topic in event.topics:
                 by_topic.setdefault(topic, []).append(event)
+        gathered: dict[Subscriber, list[Burst]] = {}
         for topic, news in by_topic.items():
-            if followers := self._live.get(topic):
-                self._offer(Burst(news), tuple(followers))
+            one, several = self._live.get(topic), self._of_several.get(topic)
+            if one or several:
+                burst = Burst(news)
+                for subscriber in several or ():
+                    gathered.setdefault(subscriber, []).append(burst)
+                self._offer(burst, tuple(one or ()))
+        if gathered:
+            self._offer_joined(gathered)
         self.position = events[-1].position
         self.published += len(events)
+
+    def _offer_joined(self, gathered: dict[Subscriber, list[Burst]]) -> None:
+        """To each what is new in all its topics, in the order of positions; those that follow the same share it."""
+        alike: dict[tuple[Burst, ...], list[Subscriber]] = {}
+        for subscriber, bursts in gathered.items():
+            alike.setdefault(tuple(bursts), []).append(subscriber)
+        for together, subscribers in alike.items():
+            self._offer(Burst.joined(together), subscribers)
 
     def _offer(self, burst: Burst, subscribers: Sequence[Subscriber]) -> None:
         for subscriber in subscribers:
@@ -96,6 +124,5 @@ class Hub:
 
     def _reset(self, reason: str) -> None:
         logger.warning("hub: the log does not go on where we were (%s); clients start anew at %d", reason, self.position)
-        for followers in tuple(self._live.values()):
-            for subscriber in tuple(followers):
-                subscriber.reset(reason)
+        for subscriber in self._everybody():
+            subscriber.reset(reason)

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from . import queries
+from .burst import VIEWS, Burst
 from .database import Connection, Pool
-from .events import Cursor, Event, Lineage, Position, Topic
-from .frames import VIEWS, Burst
-
-READ_EVENTS = 500
-READ_BYTES = 1_000_000
-"""Bounds of one read, so that what a subscriber holds while it catches up is bounded."""
+from .events import Cursor, Event, Lineage, Position, Topic, Topics
+from .queries import READ_BYTES, READ_EVENTS
 
 KEPT_BYTES, KEPT_SECONDS = 32_000_000, 10.0
 """What was just read is kept for others that come for the same, up to here."""
@@ -22,32 +20,6 @@ EVENT_BYTES, BATCH_BYTES = 1000, 1000
 
 PRUNE_EVENTS = 2000
 PRUNE_TIMEOUT = 300.0
-
-# One snapshot for floor and rows. `size` is the running sum of the payloads' text: the row that passes the
-# bound is the last. What is stored may be compressed a hundredfold, so that is bounded first, to decompress
-# only what may be needed. A NULL position: nothing there.
-_READ = f"""
-    SELECT p.floor, e.size, e.position, e.type, e.session_id, e.project_id, e.job_id, e.created_at, e.payload
-      FROM rowcast.pruned p LEFT JOIN LATERAL (
-        SELECT *, sum(octet_length(payload)) OVER (ORDER BY position) AS size
-          FROM (SELECT position, type, session_id, project_id, job_id, date_part('epoch', created_at) AS created_at, payload::text
-                  FROM (SELECT *, sum(pg_column_size(payload)) OVER (ORDER BY position) - pg_column_size(payload) AS before
-                          FROM (SELECT * FROM rowcast.event
-                                 WHERE position > $1 AND position <= $2 {{where}}
-                                 ORDER BY position LIMIT {READ_EVENTS}) found) stored
-                 WHERE before < {READ_BYTES}) text
-      ) e ON e.size - octet_length(e.payload) < {READ_BYTES}
-     ORDER BY position
-"""
-_READ_ALL = _READ.format(where="")
-_READ_TOPIC = {kind: _READ.format(where=f"AND {kind}_id = $3") for kind in ("session", "project", "job")}
-
-_RECENT = """
-    SELECT min(position) - 1
-      FROM (SELECT position, created_at FROM rowcast.event
-             WHERE {kind}_id = $1 AND position <= $2 ORDER BY position DESC LIMIT $3) latest
-     WHERE created_at > now() - $4::interval
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +71,18 @@ class Log:
     def __repr__(self) -> str:
         return f"<Log pool {self._pool.get_size()}, {len(self._reading)} reads, {self._kept} bytes kept>"
 
-    async def read(self, epoch: str, after: Position, upto: Position, topic: Topic | None = None) -> Batch:
-        """Events with after < position ≤ upto, in order; of one topic, or all. `epoch` is for their cursors.
+    async def read(self, epoch: str, after: Position, upto: Position, topics: Topics | None = None) -> Batch:
+        """Events with after < position ≤ upto, in order; of these topics, or all. `epoch` is for their cursors.
         `upto` must not be above the head: what is kept would hide what comes there."""
-        if topic is None:
+        if topics is None:
             return await self._read(epoch, after, upto, None)
-        key = (epoch, after, topic)
+        key = (epoch, after, topics)
         batch = self._batches.get(key)
         if batch is None or (batch.complete and batch.position < upto):
             batch = await self._once(key, lambda: self._read_and_keep(key, upto))
         return batch
 
-    async def _read_and_keep(self, key: tuple[str, Position, Topic], upto: Position) -> Batch:
+    async def _read_and_keep(self, key: tuple[str, Position, Topics], upto: Position) -> Batch:
         """What the log holds is never changed: as long as nothing can be missing behind it, it is as good as read anew."""
         batch = await self._read(key[0], key[1], upto, key[2])
         if not batch.pruned:
@@ -146,15 +118,14 @@ class Log:
                 if self._reading.get(key) is shared:
                     del self._reading[key]
 
-    async def _read(self, epoch: str, after: Position, upto: Position, topic: Topic | None) -> Batch:
-        if topic is None:
-            rows = await self._pool.fetch(_READ_ALL, after, upto)
-        else:
-            rows = await self._pool.fetch(_READ_TOPIC[topic.kind], after, upto, topic.id)
+    async def _read(self, epoch: str, after: Position, upto: Position, topics: Topics | None) -> Batch:
+        rows = await self._fetch(after, upto, topics)
         if rows[0]["floor"] > after:
             return Batch(None, after, complete=False, pruned=True)
         events = [
-            Event(Cursor(epoch, row[2]), row[3], row[4], row[5], row[6], row[7], row[8].encode()) for row in rows if row[2] is not None
+            Event(Cursor(epoch, row[2]), row[3], row[6], row[7], row[8], row[4], row[5].encode(), *row[9:])
+            for row in rows
+            if row[2] is not None
         ]
         if not events:
             return Batch(None, upto, complete=True)
@@ -163,22 +134,35 @@ class Log:
         weight = BATCH_BYTES + EVENT_BYTES * len(events) + (1 + VIEWS) * size
         return Batch(Burst(events), upto if complete else events[-1].position, complete, size=weight)
 
-    async def recent(self, topic: Topic, upto: Position, age: timedelta, most: int) -> Position:
-        """The position before the topic's recent events, or one up to which it has none."""
-        return await self._once(("recent", topic), lambda: self._recent(topic, upto, age, most))
+    async def _fetch(self, after: Position, upto: Position, topics: Topics | None) -> Sequence[Any]:
+        if topics is None:
+            return await self._pool.fetch(queries.READ_ALL, after, upto)
+        if len(topics) == 1:
+            return await self._pool.fetch(queries.READ_TOPIC[topics[0].kind], after, upto, topics[0].id)
+        return await self._pool.fetch(queries.READ_SEVERAL, after, upto, *queries.ids(topics))
 
-    async def _recent(self, topic: Topic, upto: Position, age: timedelta, most: int) -> Position:
-        found = await self._pool.fetchval(_RECENT.format(kind=topic.kind), topic.id, upto, most, age)
+    async def recent(self, topics: Topics, upto: Position, age: timedelta, most: int) -> Position:
+        """The position before the topics' recent events, or one up to which they have none."""
+        return await self._once(("recent", topics), lambda: self._recent(topics, upto, age, most))
+
+    async def _recent(self, topics: Topics, upto: Position, age: timedelta, most: int) -> Position:
+        found = await self._pool.fetchval(queries.RECENT, upto, most, age, *queries.ids(topics))
         return upto if found is None else Position(found)
+
+    async def last(self, epoch: str, topic: Topic, upto: Position) -> Event | None:
+        """The topic's newest event that is kept."""
+        before = await self._recent((topic,), upto, timedelta(days=36500), 1)
+        batch = await self._read(epoch, before, upto, (topic,))
+        return batch.events[-1] if batch.events else None
 
     async def bounds(self) -> Bounds:
         row = await self._pool.fetchrow("SELECT floor, (SELECT max(position) FROM rowcast.head) AS head FROM rowcast.pruned")
         assert row is not None
         return Bounds(Position(row["floor"]), Position(row["head"]))
 
-    async def event_at(self, cursor: Cursor, topic: Topic) -> Event | None:
-        """The topic's event at a cursor, which may be anything that a client sent."""
-        batch = await self._read(cursor.epoch, Position(cursor.position - 1), cursor.position, topic)
+    async def event_at(self, cursor: Cursor, topics: Topics) -> Event | None:
+        """The topics' event at a cursor, which may be anything that a client sent."""
+        batch = await self._read(cursor.epoch, Position(cursor.position - 1), cursor.position, topics)
         return batch.events[0] if batch.events else None
 
     async def prune(self, keep: timedelta) -> int:

@@ -13,7 +13,7 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from . import settings as settings_module
 from .database import create_pool
@@ -25,9 +25,14 @@ from .log import Log
 from .pruner import prune
 from .sequencer import Sequencer
 from .settings import Settings
+from .state import State
 from .supervisor import Supervisor
-from .transports.poll import session_poll
-from .transports.sse import session_stream
+from .transports import targets
+from .transports.poll import poll
+from .transports.sessions import session_state
+from .transports.sse import stream
+from .transports.tasks import task_cancel, task_state, task_stream
+from .transports.websocket import websocket
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +50,8 @@ class Rowcast:
         self.pool = create_pool(settings.database_url, settings.pool_size, pooled=settings.listen_url is not None)
         self.log = Log(self.pool)
         self.hub = Hub()
-        self.feed = Feed(self.hub, self.log, timedelta(seconds=settings.recent_seconds), settings.recent_events, settings.retry)
+        self.state = State(self.pool)
+        self.feed = Feed(self.hub, self.log, self.state, timedelta(seconds=settings.recent_seconds), settings.recent_events, settings.retry)
         self.sequencer = Sequencer(direct, settings.tick)
         self.listener = Listener(direct, self.log, self.hub, settings.heartbeat, self.sequencer.ring)
         self.supervisor = Supervisor()
@@ -147,12 +153,27 @@ class IdConvertor(StringConvertor):
 register_url_convertor("id", IdConvertor())
 
 
+def streams(path: str, aim: targets.Aim) -> list[BaseRoute]:
+    """The same events as server-sent events and over WebSocket."""
+    return [Route(path, stream(aim)), WebSocketRoute(path, websocket(aim))]
+
+
 def create_app(settings: Settings | None = None) -> Starlette:
     """A Starlette application; while it runs, `app.state.rowcast` is the process behind it."""
     app = Starlette(
         routes=[
-            Route("/api/sse/{session_id:id}", session_stream),
-            Route("/api/poll/{session_id:id}", session_poll),
+            *streams("/api/stream", targets.topics),
+            *streams("/api/stream/projects/{project_id:id}/ingest/{job_id:id}", targets.job("ingest")),
+            *streams("/api/stream/projects/{project_id:id}/agent-runs/{job_id:id}", targets.job("agent")),
+            *streams("/api/stream/projects/{project_id:id}/workflows/runs/{job_id:id}", targets.job("workflow")),
+            *streams("/api/stream/projects/{project_id:id}", targets.project),
+            Route("/api/sse/{session_id:id}", stream(targets.session)),
+            Route("/api/poll", poll(targets.topics)),
+            Route("/api/poll/{session_id:id}", poll(targets.session)),
+            Route("/api/sessions/{session_id:id}", session_state),
+            Route("/api/v1/tasks/{task_id:id}/stream", task_stream),
+            Route("/api/v1/tasks/{task_id:id}/cancel", task_cancel, methods=["POST"]),
+            Route("/api/v1/tasks/{task_id:id}", task_state),
             Route("/livez", livez),
             Route("/readyz", readyz),
             Route("/", page),

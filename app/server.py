@@ -19,6 +19,7 @@ from .errors import ConfigurationError
 from .main import create_app
 from .process import Child, keep_running
 from .settings import Settings
+from .transports.websocket import FRAME_MOST
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,9 @@ def create_server(settings: Settings) -> Server:
         log_config=None,
         access_log=False,  # uvicorn's prints query strings
         http=takeover.Protocol,
+        ws=takeover.WebSocketProtocol,
+        ws_max_size=FRAME_MOST,
+        ws_per_message_deflate=False,  # a compressor a client: more memory than all the rest of it
         backlog=BACKLOG,
         timeout_graceful_shutdown=LAST_GRACE,
         lifespan="on",

@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     keepalive: Seconds = Field(15, description="time between keep-alive comments")
     retry: Seconds = Field(2, description="what EventSource waits before it reconnects; sent with jitter")
     buffer: int = Field(262_144, ge=4096, description="bytes unsent to one client before it counts as lagged")
+    topics: int = Field(100, ge=1, le=10_000, description="topics that one connection may follow")
     heartbeat: Seconds = Field(5, description="time between NOTIFY round trips on the LISTEN connection, and their limit")
     tick: Seconds = Field(1, description="time between looks at the outbox without a doorbell, for crashes only")
     drain: Seconds = Field(5, description="time that streams get to end at shutdown")

@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Protocol
 
 from .frames import Block
 
@@ -28,8 +28,8 @@ class Sink(Protocol):
     async def drained(self) -> None:
         """Returns once there is room again, or the client is gone."""
 
-    def close(self) -> None:
-        """End the stream, after what was written."""
+    def close(self, code: int = 1000) -> None:
+        """End the stream, after what was written; `code` is for WebSocket (RFC 6455, section 7.4)."""
 
 
 class AsgiSink:
@@ -40,6 +40,7 @@ class AsgiSink:
         self._limit = limit
         self._pending: list[memoryview] = []
         self.buffered = 0
+        self.code = 1000
         self._closed = False
         self._written = asyncio.Event()
         self._drained = asyncio.Event()
@@ -62,7 +63,9 @@ class AsgiSink:
     async def drained(self) -> None:
         await self._drained.wait()
 
-    def close(self) -> None:
+    def close(self, code: int = 1000) -> None:
+        if not self._closed:
+            self.code = code
         self._closed = True
         self._written.set()
 
@@ -108,7 +111,7 @@ class SocketSink(asyncio.Protocol):
         # Windows has no descriptors of sockets: there all goes through the transport.
         self._fd: int = transport.get_extra_info("socket").fileno() if os.name == "posix" else -1
         self._queued = True
-        self._room: asyncio.Future[None] | None = None
+        self._room: asyncio.Event | None = None
 
     def __repr__(self) -> str:
         closing = ", closing" if self.transport.is_closing() else ""
@@ -120,26 +123,21 @@ class SocketSink(asyncio.Protocol):
 
     def write(self, block: Block) -> None:
         if self._queued:
-            self._write_behind(block)
+            self._queued = self.buffered > 0
+        if self._queued:
+            self._queue(block.wire)
             return
-        chunk = block.chunk
+        wire = block.wire
         try:
-            sent = os.write(self._fd, chunk)
+            sent = os.write(self._fd, wire)
         except OSError:  # no room, or an error that the transport will find out about as well
             sent = 0
-        if sent < len(chunk):
-            self._queue(memoryview(chunk)[sent:])  # not a copy: a thousand clients may be slow at once
-
-    def _write_behind(self, block: Block) -> None:
-        self._queued = self.buffered > 0
-        if self._queued:
-            self._queue(block.chunk)
-        else:
-            self.write(block)
+        if sent < len(wire):
+            self._queue(memoryview(wire)[sent:])  # not a copy: a thousand clients may be slow at once
 
     def _queue(self, data: bytes | memoryview) -> None:
         if self.transport.is_closing():
-            self._fd = -1  # nothing may follow half a chunk
+            self._fd = -1  # nothing may follow half a block
         else:
             self._queued = True
             self.transport.write(data)
@@ -147,10 +145,11 @@ class SocketSink(asyncio.Protocol):
     async def drained(self) -> None:
         await asyncio.sleep(0)
         if self.full:
-            self._room = asyncio.get_running_loop().create_future()
-            await self._room
+            self._room = self._room or asyncio.Event()
+            self._room.clear()
+            await self._room.wait()
 
-    def close(self) -> None:
+    def close(self, code: int = 1000) -> None:
         if not self.transport.is_closing():
             self._queue(b"0\r\n\r\n")
             self.transport.close()
@@ -165,8 +164,8 @@ class SocketSink(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.full = False
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        if self._room is not None:
+            self._room.set()
 
     def data_received(self, data: bytes) -> None:
         """Nothing more can be asked for on a connection that streams."""
@@ -178,3 +177,28 @@ class SocketSink(asyncio.Protocol):
         owner, self.owner = self.owner, None
         if owner is not None:
             owner.gone()
+
+
+class WebSocketSink(SocketSink):
+    """A client's socket beside the server's WebSocket protocol, which goes on reading it, answers pings and
+    closes it. Both write whole frames."""
+
+    __slots__ = ("_end", "_ending")
+
+    def __init__(self, transport: asyncio.Transport, full: bool, end: Callable[[int], Coroutine[Any, Any, None]]) -> None:
+        super().__init__(transport, set(), full)
+        self._end = end
+        self._ending: asyncio.Task[None] | None = None
+
+    def write(self, block: Block) -> None:
+        if self._ending is None and not self.transport.is_closing():
+            self._queued = True  # the server may have written: look
+            super().write(block)
+
+    def close(self, code: int = 1000) -> None:
+        if self._ending is None and not self.transport.is_closing():
+            self._ending = asyncio.create_task(self._end(code), name="close a websocket")
+
+    def lost(self) -> None:
+        """The connection is gone, or about to be closed by the server."""
+        self.connection_lost(None)

@@ -1,4 +1,4 @@
-"""Below ASGI: a protocol for uvicorn that lets a response take its socket over.
+"""Below ASGI: protocols for uvicorn that let a stream write to its socket itself.
 
 Over ASGI a client costs tasks and a request's objects for as long as it stays, and each frame a
 switch to its task. Taken over, a frame costs a `transport.write`, and an idle client next to nothing.
@@ -6,12 +6,15 @@ This leans on the insides of uvicorn, whose minor version is pinned for it. Unde
 or behind a middleware that changes what is sent, nothing is taken, and the bytes are the same.
 """
 
+from contextlib import suppress
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
 
-from .sinks import SocketSink
+from .sinks import SocketSink, WebSocketSink
 
 
 class Offer:
@@ -59,3 +62,41 @@ def offering(app: ASGIApp, offer: Offer) -> ASGIApp:
         await app(scope, receive, noted)
 
     return offered
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """Offers each WebSocket its socket, to write to. Reading and control frames stay here."""
+
+    _sink: WebSocketSink | None = None
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if self.response.status_code == 101:
+            self.scope["extensions"]["rowcast.socket"] = self  # type: ignore[assignment]
+
+    def take(self, limit: int) -> WebSocketSink | None:
+        """What writes to the socket, once the handshake is complete."""
+        if not self.handshake_complete or self.disconnected or self.scheme == "wss":
+            return None
+        self.transport.set_write_buffer_limits(limit)
+        self._sink = WebSocketSink(self.transport, not self.writable.is_set(), self._end)
+        return self._sink
+
+    async def _end(self, code: int) -> None:
+        with suppress(OSError):  # it has gone meanwhile
+            await self.send({"type": "websocket.close", "code": code, "reason": ""})
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._sink:
+            self._sink.pause_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._sink:
+            self._sink.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._sink:
+            self._sink.lost()
+        super().connection_lost(exc)

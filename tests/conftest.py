@@ -22,6 +22,7 @@ from .rig import Hub, Sinks, Stream, Writer, on_database, postgres
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="seed of the chaos test; shown when it fails")
     parser.addoption("--chaos-seconds", type=float, default=25.0, help="how long the chaos test writes")
+    parser.addoption("--npm", action="store_true", help="run what docs/integrations.md does with npm, too: minutes, and 1 GB")
 
 
 @pytest.hookimpl(tryfirst=True)

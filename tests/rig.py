@@ -146,7 +146,9 @@ class Stream:
     async def chunk(self) -> bytes:
         """The next piece of the body, b"" at its end."""
         if self.headers.get("transfer-encoding") != "chunked":
-            return await self._reader.readexactly(int(self.headers.get("content-length", 0)))
+            size = 0 if self.ended else int(self.headers.get("content-length", 0))
+            self.ended = True
+            return await self._reader.readexactly(size)
         line = await self._reader.readline()
         if not line:
             return b""  # cut

@@ -4,8 +4,8 @@ import asyncio
 import json
 
 import pytest
+from rowcast.burst import Burst
 from rowcast.follower import Follower
-from rowcast.frames import Burst
 from rowcast.sinks import AsgiSink, SocketSink
 
 from .rig import Hub, Stream, Writer, get, until

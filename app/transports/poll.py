@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from hashlib import sha256
 
@@ -10,14 +10,16 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..burst import Burst, View
 from ..database import TROUBLE, explain
-from ..errors import DatabaseUnavailable
-from ..events import Event, Position, Topic, Types
+from ..errors import DatabaseUnavailable, InvalidParameter
+from ..events import Cursor, Event, Position, Topics
 from ..feed import Feed
 from ..follower import Wish
-from ..frames import Block, Burst, frame
+from ..frames import enveloped
 from ..log import Batch
 from . import query
+from .targets import Aim
 
 WAIT_MOST = 30.0
 LOCATE_TIMEOUT = 5.0
@@ -27,10 +29,10 @@ HEADERS = {"Cache-Control": "private, no-cache"}
 class Waiter:
     """A poll that waits until there is something for it. It holds no connection and no events."""
 
-    def __init__(self, topic: Topic, types: Types, position: Position) -> None:
-        self.topic = topic
+    def __init__(self, topics: Topics, view: View, position: Position) -> None:
+        self.topics = topics
         self._position = position
-        self._types = types
+        self._view = view
         self._woken = asyncio.Event()
         self.ended = False
 
@@ -40,7 +42,7 @@ class Waiter:
                 await self._woken.wait()
 
     def deliver(self, burst: Burst) -> None:
-        if any(event.type in self._types for event in burst.events if event.position > self._position):
+        if any(self._view.shows(event) for event in burst.events if event.position > self._position):
             self._woken.set()
 
     def reset(self, reason: str) -> None:
@@ -53,21 +55,27 @@ class Waiter:
     def fail(self, problem: str) -> None:
         self._woken.set()
 
-    def keep_alive(self, alive: Block) -> None: ...
+    def keep_alive(self, cursor: Cursor | None) -> None: ...
 
 
-async def session_poll(request: Request) -> Response:
-    """GET /api/poll/{session_id}"""
-    topic, wish = query.session_topic(request), query.wish(request)
-    wait = query.seconds(request, "wait", WAIT_MOST)
-    return _answer(request, await _poll(request.app.state.rowcast.feed, topic, wish, wait))
+def poll(aim: Aim) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that answers with what a path aims at."""
+
+    async def endpoint(request: Request) -> Response:
+        target = await aim(request)
+        wish, wait = query.wish(request, target), query.seconds(request, "wait", WAIT_MOST)
+        if wish.since == "snapshot":
+            raise InvalidParameter("from", "a poll has no snapshot: GET /api/sessions/{session_id} has the state and its cursor")
+        return _answer(request, await _poll(request.app.state.rowcast.feed, target.topics, wish, wait))
+
+    return endpoint
 
 
-async def _poll(feed: Feed, topic: Topic, wish: Wish, wait: float) -> bytes:
+async def _poll(feed: Feed, topics: Topics, wish: Wish, wait: float) -> bytes:
     deadline = time.monotonic() + wait
     try:
         async with asyncio.timeout(LOCATE_TIMEOUT):
-            start = await feed.locate(topic, wish.after, wish.since)
+            start = await feed.locate(topics, wish.after, wish.since)
     except TROUBLE as error:
         raise DatabaseUnavailable(explain(error)) from error
     if start.lost:
@@ -78,20 +86,20 @@ async def _poll(feed: Feed, topic: Topic, wish: Wish, wait: float) -> bytes:
         if position is None:
             return _body(feed, feed.hub.position, reset="epoch")
         if position < feed.hub.position:
-            batch = await _read(feed, topic, position)
+            batch = await _read(feed, topics, position)
             if batch.pruned:
                 return _body(feed, feed.hub.position, reset="truncated")
             here = here._replace(position=batch.position)
-            if events := [event for event in batch.events if event.type in wish.view.types]:
+            if events := [event for event in batch.events if wish.view.shows(event)]:
                 return _body(feed, batch.position, events, more=not batch.complete)
-        elif not await _wait(feed, Waiter(topic, wish.view.types, position), deadline - time.monotonic()):
+        elif not await _wait(feed, Waiter(topics, wish.view, position), deadline - time.monotonic()):
             # Where nothing is new the cursor stays, so that the answer is the same again.
             return _body(feed, position if feed.stale(start.position) else start.position)
 
 
-async def _read(feed: Feed, topic: Topic, position: Position) -> Batch:
+async def _read(feed: Feed, topics: Topics, position: Position) -> Batch:
     try:
-        return await feed.log.read(feed.hub.lineage.epoch, position, feed.hub.position, topic)
+        return await feed.log.read(feed.hub.lineage.epoch, position, feed.hub.position, topics)
     except TROUBLE as error:
         raise DatabaseUnavailable(explain(error)) from error
 
@@ -113,7 +121,7 @@ async def _wait(feed: Feed, waiter: Waiter, seconds: float) -> bool:
 def _body(feed: Feed, position: Position, events: Sequence[Event] = (), *, more: bool = False, reset: str | None = None) -> bytes:
     return msgspec.json.encode(
         {
-            "events": [msgspec.Raw(frame(event, "json")) for event in events],
+            "events": [msgspec.Raw(enveloped(event)) for event in events],
             "cursor": str(feed.hub.cursor(position)),
             "more": more,
             "reset": reset and {"reason": reset},

@@ -4,6 +4,7 @@ sse-starlette is imported here and nowhere else: importing it replaces uvicorn's
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from sse_starlette.sse import EventSourceResponse
@@ -12,11 +13,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..database import TROUBLE
-from ..events import Topic
+from ..events import Cursor, Topics
 from ..feed import Feed
-from ..follower import Wish
+from ..follower import Start, Wish
 from ..sinks import AsgiSink, SocketSink
 from . import query
+from .targets import Aim
 
 HEADERS = {"Cache-Control": "no-cache, no-store, no-transform"}
 
@@ -24,12 +26,13 @@ HEADERS = {"Cache-Control": "no-cache, no-store, no-transform"}
 class EventStream(EventSourceResponse):
     """Streams what a follower is told. It ends when the client goes or the follower closes, and with nothing else."""
 
-    def __init__(self, feed: Feed, topic: Topic, wish: Wish, limit: int) -> None:
+    def __init__(self, feed: Feed, topics: Topics, wish: Wish, limit: int, start: Start | None = None) -> None:
         super().__init__(iter(()), headers=HEADERS)
         self._feed = feed
-        self._topic = topic
+        self._topics = topics
         self._wish = wish
         self._limit = limit
+        self._start = start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
@@ -39,7 +42,7 @@ class EventStream(EventSourceResponse):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": first, "more_body": True})
         if sink := self._socket(scope, first):
-            self._feed.follow(self._topic, self._wish, sink)
+            self._feed.follow(self._topics, self._wish, sink, self._start)
         else:
             await self._stream(receive, send)
 
@@ -51,9 +54,9 @@ class EventStream(EventSourceResponse):
     async def _stream(self, receive: Receive, send: Send) -> None:
         """Two tasks a client, where the library has five: this one, and one that notices when the client goes."""
         sink = AsgiSink(self._limit)
-        watching = asyncio.create_task(_until_gone(receive, sink), name=f"client of {self._topic}")
+        watching = asyncio.create_task(_until_gone(receive, sink), name="client of a stream")
         try:
-            self._feed.follow(self._topic, self._wish, sink)
+            self._feed.follow(self._topics, self._wish, sink, self._start)
             with suppress(OSError):  # what newer servers raise when the client is gone
                 async for data in sink:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
@@ -71,21 +74,22 @@ async def _until_gone(receive: Receive, sink: AsgiSink) -> None:
         sink.discard()
 
 
-async def session_stream(request: Request) -> Response:
-    """GET /api/sse/{session_id}"""
-    feed: Feed = request.app.state.rowcast.feed
-    topic, wish = query.session_topic(request), query.wish(request)
-    if wish.until_end and await _ended(feed, topic, wish):
-        return Response(status_code=204)  # tells EventSource to stay away
-    return EventStream(feed, topic, wish, request.app.state.rowcast.settings.buffer)
+def stream(aim: Aim) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that streams what a path aims at."""
+
+    async def endpoint(request: Request) -> Response:
+        rowcast = request.app.state.rowcast
+        target = await aim(request)
+        wish = query.wish(request, target)
+        if wish.until_end and wish.after and await _ended(rowcast.feed, target.topics, wish.after):
+            return Response(status_code=204)  # tells EventSource to stay away
+        return EventStream(rowcast.feed, target.topics, wish, rowcast.settings.buffer)
+
+    return endpoint
 
 
-async def _ended(feed: Feed, topic: Topic, wish: Wish) -> bool:
-    """Whether the client's cursor is that of a terminal event: it has everything."""
-    if wish.after is None or feed.hub.lineage.locate(wish.after) is None:
-        return False
+async def _ended(feed: Feed, topics: Topics, after: Cursor) -> bool:
     try:
-        event = await feed.log.event_at(wish.after, topic)
+        return await feed.ended(topics, after)
     except TROUBLE:
         return False
-    return event is not None and event.terminal

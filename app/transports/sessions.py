@@ -1,0 +1,20 @@
+"""The state of a session now, for whoever opens a page."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..database import TROUBLE, explain
+from ..errors import DatabaseUnavailable, NotFound
+from ..events import Topic
+
+
+async def session_state(request: Request) -> Response:
+    """GET /api/sessions/{session_id}: what `?from=snapshot` begins with."""
+    topic = Topic.of("session", request.path_params["session_id"])
+    try:
+        snapshot = await request.app.state.rowcast.state.of(topic)
+    except TROUBLE as error:
+        raise DatabaseUnavailable(explain(error)) from error
+    if snapshot["session"] is None:
+        raise NotFound("no such session")
+    return Response(snapshot.body, media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -1,0 +1,101 @@
+"""One job as a task: its state, its progress as server-sent events that end by themselves, and a way to ask it to stop."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..burst import View
+from ..database import TROUBLE, explain
+from ..errors import DatabaseUnavailable, NotFound
+from ..events import Cursor, Position, Topic
+from ..feed import Feed
+from ..follower import Start, Wish
+from ..frames import NO_TASK, WIRES, sse, task
+from ..state import Snapshot, State
+from . import query
+from .sse import HEADERS, EventStream
+
+RETRIES = (0.1, 0.3, 0.9)
+"""Seconds between attempts to read the state."""
+
+ENDED = ("completed", "failed", "cancelled")
+
+
+def _topic(request: Request) -> Topic:
+    return Topic.of("job", request.path_params["task_id"], "task_id")
+
+
+async def task_state(request: Request) -> Response:
+    """GET /api/v1/tasks/{task_id}"""
+    job = await _job(request)
+    return JSONResponse({**job, "status": task(job)[1]["status"]}, headers={"Cache-Control": "no-store"})
+
+
+async def task_cancel(request: Request) -> Response:
+    """POST /api/v1/tasks/{task_id}/cancel: asks, and does not wait. A task that has ended answers 409."""
+    topic = _topic(request)
+    try:
+        asked = await request.app.state.rowcast.state.cancel(topic.id)
+    except TROUBLE as error:
+        raise DatabaseUnavailable(explain(error)) from error
+    return JSONResponse({"id": topic.id, "cancel_requested": asked}, 202 if asked else 409)
+
+
+async def _job(request: Request) -> dict[str, Any]:
+    try:
+        job = (await request.app.state.rowcast.state.of(_topic(request)))["job"]
+    except TROUBLE as error:
+        raise DatabaseUnavailable(explain(error)) from error
+    if job is None:
+        raise NotFound("Task not found")
+    return dict(job)
+
+
+async def task_stream(request: Request) -> Response:
+    """GET /api/v1/tasks/{task_id}/stream: the first frame is the state now, so nothing needs to be sent again."""
+    rowcast = request.app.state.rowcast
+    feed: Feed = rowcast.feed
+    topic, after = _topic(request), query.cursor(request)
+    try:
+        snapshot = await _patiently(rowcast.state, topic)
+        position = feed.known(snapshot.cursor)
+        if position is None:
+            raise DatabaseUnavailable("not ready yet")
+        job = snapshot["job"]
+        if job is None:
+            return Response(status_code=204) if after else _only(feed, sse("error", NO_TASK, snapshot.cursor))
+        topics = (topic._replace(id=job["id"]),)
+        if job["status"] in ENDED:
+            told = after is not None and await _told(feed, topics[0], after, position)
+            return Response(status_code=204) if told else _only(feed, WIRES["task"].told("snapshot", snapshot.body, snapshot.cursor))
+    except TROUBLE as error:
+        return _only(feed, sse("error", msgspec.json.encode({"error": explain(error)})))
+    wish = Wish(view=View.of(format="task"), until_end=True)
+    return EventStream(feed, topics, wish, rowcast.settings.buffer, Start(position, "new", snapshot=snapshot.body))
+
+
+async def _patiently(state: State, topic: Topic) -> Snapshot:
+    for pause in RETRIES:
+        try:
+            return await state.of(topic)
+        except TROUBLE:
+            await asyncio.sleep(pause)
+    return await state.of(topic)
+
+
+async def _told(feed: Feed, topic: Topic, after: Cursor, now: Position) -> bool:
+    """Whether a client that has got as far as `after` knows how the task ended: nothing came later."""
+    position = feed.known(after)
+    if position is None or position < (await feed.log.bounds()).floor:
+        return False
+    last = await feed.log.last(feed.hub.lineage.epoch, topic, now)
+    return last is None or last.position <= position
+
+
+def _only(feed: Feed, frame: bytes) -> Response:
+    """A stream of one frame."""
+    content = b"retry: %d\n" % feed.retry() + frame
+    return Response(content, media_type="text/event-stream", headers={**HEADERS, "X-Accel-Buffering": "no"})

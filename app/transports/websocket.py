@@ -1,0 +1,174 @@
+"""WebSocket (RFC 6455): the same events as text frames of JSON, on the socket itself or over any ASGI server."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Literal
+
+import msgspec
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from ..database import TROUBLE, explain
+from ..errors import DatabaseUnavailable, InvalidParameter, NotFound, RowcastError
+from ..events import Cursor, Topic
+from ..follower import Follower, Joining
+from ..frames import WIRES, texts
+from ..sinks import AsgiSink
+from . import query
+from .targets import Aim, Target
+
+FRAME_MOST = 65_536
+"""Bytes of one client frame."""
+
+Name = str | int | None
+
+
+class Frame(msgspec.Struct, forbid_unknown_fields=True):
+    """What a client may say. `id` comes back in the answer."""
+
+    action: Literal["subscribe", "unsubscribe", "ping", "cancel"]
+    id: Name = None
+    topic: str | None = None
+    after: str | None = None
+    from_: str = msgspec.field(default="recent", name="from")
+    batch: int | None = None
+    job_id: str | None = None
+
+
+decode_frame = msgspec.json.Decoder(Frame).decode
+
+
+def websocket(aim: Aim) -> Callable[[WebSocket], Awaitable[None]]:
+    """An endpoint that streams what a path aims at, and does what clients ask for."""
+
+    async def endpoint(socket: WebSocket) -> None:
+        await socket.accept()
+        try:
+            target = await aim(socket)
+            wish = query.wish(socket, target, ("socket",))
+        except RowcastError as error:
+            frame = WIRES["socket"].told("error", msgspec.json.encode(_described(error)))
+            await socket.send_text(next(texts(frame)))
+            await socket.close(error.websocket_code)
+            return
+        rowcast = socket.app.state.rowcast
+        offer = socket.scope.get("extensions", {}).get("rowcast.socket")
+        sink = offer.take(rowcast.settings.buffer) if offer else None
+        if sink is not None:
+            await Conversation(socket, target, rowcast.feed.follow(target.topics, wish, sink)).run()
+            return
+        sink = AsgiSink(rowcast.settings.buffer)
+        sending = asyncio.create_task(_send(socket, sink), name="send to a websocket")
+        try:
+            await Conversation(socket, target, rowcast.feed.follow(target.topics, wish, sink)).run()
+        finally:
+            sending.cancel()
+            sink.discard()
+
+    return endpoint
+
+
+async def _send(socket: WebSocket, sink: AsgiSink) -> None:
+    with suppress(OSError, WebSocketDisconnect):  # the client is gone
+        async for data in sink:
+            for text in texts(data):
+                await socket.send_text(text)
+        await socket.close(sink.code)
+
+
+class Conversation:
+    """What a client says, and what it is answered, in the stream of its events."""
+
+    def __init__(self, socket: WebSocket, target: Target, follower: Follower) -> None:
+        self._socket = socket
+        self._target = target
+        self._follower = follower
+        self._rowcast = socket.app.state.rowcast
+
+    async def run(self) -> None:
+        """Until the client is gone."""
+        follower = self._follower
+        try:
+            while (message := await self._socket.receive())["type"] == "websocket.receive":
+                if len(message.get("text") or "") > FRAME_MOST or len(message.get("bytes") or b"") > FRAME_MOST:
+                    follower.close(1009)
+                    continue
+                if follower.sink.full:  # who does not read the answers is not heard
+                    await follower.sink.drained()
+                await self._answer(message.get("text"))
+        finally:
+            follower.gone()
+
+    async def _answer(self, text: str | None) -> None:
+        id: Name = None
+        try:
+            if text is None:
+                raise InvalidFrame("frames are text, not binary")
+            frame = decode_frame(text)
+            id = frame.id
+            await getattr(self, f"_{frame.action}")(frame)
+        except msgspec.MsgspecError as error:
+            self._refuse(InvalidFrame(str(error)), id)
+        except RowcastError as error:
+            self._refuse(error, id)
+        except TROUBLE as error:
+            self._refuse(DatabaseUnavailable(explain(error)), id)
+
+    def _refuse(self, error: RowcastError, id: Name) -> None:
+        self._follower.tell("error", {**_described(error), "id": id})
+
+    async def _ping(self, frame: Frame) -> None:
+        self._follower.tell("pong", {"id": frame.id}, self._follower.cursor)
+
+    async def _subscribe(self, frame: Frame) -> None:
+        follower = self._follower
+        topic = self._topic(frame)
+        after = Cursor.parse(frame.after) if frame.after else None
+        since = query.since({"from": frame.from_})
+        if frame.batch is not None:
+            follower.batch(query.milliseconds(str(frame.batch)))
+        acknowledgement = {"topic": str(topic), "id": frame.id}
+        wanted = {*follower.topics, *(joining.topic for joining in follower.joining or ())}
+        most = self._rowcast.settings.topics
+        if topic not in wanted and len(wanted) >= most:
+            raise InvalidParameter("topic", f"at most {most} on one connection (ROWCAST_TOPICS)")
+        follower.join(Joining(topic, after, since, acknowledgement))
+
+    async def _unsubscribe(self, frame: Frame) -> None:
+        topic = self._topic(frame)
+        self._follower.unjoin(topic)
+        self._follower.tell("unsubscribed", {"topic": str(topic), "id": frame.id}, self._follower.cursor)
+
+    async def _cancel(self, frame: Frame) -> None:
+        job = frame.job_id or self._target.about.get("job_id")
+        if job is None:
+            raise InvalidParameter("job_id", "is missing; it names the job to cancel")
+        asked = await self._rowcast.state.cancel(Topic.of("job", job).id)
+        self._follower.tell("cancel", {"job_id": job, "asked": asked, "id": frame.id}, self._follower.cursor)
+
+    def _topic(self, frame: Frame) -> Topic:
+        if not self._target.open:
+            raise InvalidFrame("the topics of this path are fixed; /api/stream is where they can be changed")
+        if frame.topic is None:
+            raise InvalidParameter("topic", "is missing; it is <kind>:<id>, such as session:42")
+        return Topic.parse(frame.topic)
+
+
+class InvalidFrame(InvalidParameter):
+    """A frame that means nothing here."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("frame", problem)
+
+
+CODES: dict[type[RowcastError], str] = {
+    InvalidFrame: "invalid_frame",
+    InvalidParameter: "invalid_parameter",
+    NotFound: "not_found",
+    DatabaseUnavailable: "unavailable",
+}
+
+
+def _described(error: RowcastError) -> dict[str, str]:
+    code = next((code for kind, code in CODES.items() if isinstance(error, kind)), "internal")
+    return {"error": " ".join(str(error).split()), "code": code}

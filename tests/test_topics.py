@@ -1,0 +1,295 @@
+"""What can be followed besides a session: projects, jobs, requests, users, tables, and several at once."""
+
+import asyncio
+import json
+import random
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from .rig import Hub, Stream, Writer, get, until
+
+pytestmark = pytest.mark.parametrize("sinks", ["socket", "asgi"], indirect=True)
+
+
+async def follow(hub: Hub, path: str, after: str | None = None) -> Stream:
+    return await Stream.open(f"{hub.url}/api/stream{path}", after)
+
+
+async def test_several_topics_come_once_and_in_order(hub: Hub, writer: Writer) -> None:
+    project = await writer.project()
+    one, two = await writer.session(project), await writer.session()
+    async with await follow(hub, f"?topic=session:{two}&topic=project:{project}&topic=session:{one}&topic=session:{one}") as stream:
+        connected, _ = await stream.expect("connected", "caught_up")
+        assert connected.data["topics"] == sorted([f"session:{one}", f"session:{two}", f"project:{project}"])
+        await writer.db.execute(
+            "INSERT INTO message (session_id, text) SELECT CASE n % 2 WHEN 0 THEN $1::uuid ELSE $2 END, n FROM generate_series(0, 99) n",
+            one,
+            two,
+        )
+        seen = await stream.expect(*["agent.message.appended"] * 100)
+        assert [int(event.data["message"]["text"]) for event in seen] == list(range(100))
+        cursor = seen[39].id
+    async with await follow(hub, f"?topic=session:{one}&topic=session:{two}&topic=project:{project}", cursor) as again:
+        seen = await again.until("caught_up")
+        assert [int(event.data["message"]["text"]) for event in seen[1:-1]] == list(range(40, 100))
+
+
+async def test_several_topics_catch_up_while_they_are_written(hub: Hub, writer: Writer, database: str) -> None:
+    """Each event of any of them once, in order, wherever it is cut."""
+    project = await writer.project()
+    sessions = [await writer.session(project if n % 3 == 0 else None) for n in range(6)]
+    other = await asyncpg.connect(database)
+
+    async def write() -> None:
+        for n in range(600):
+            await Writer(other).message(sessions[n % 6], str(n))
+
+    writing = asyncio.create_task(write())
+    path = f"?topic=project:{project}&from=start&" + "&".join(f"topic=session:{session}" for session in sessions[:5])
+    wanted = [n for n in range(600) if n % 6 != 5]
+    texts: list[int] = []
+    cursor: str | None = None
+    while len(texts) < len(wanted):
+        async with await follow(hub, path, cursor) as stream:
+            for _ in range(random.randrange(1, 60)):
+                event = await stream.next()
+                assert event is not None
+                if event.type == "agent.message.appended":
+                    texts.append(int(event.data["message"]["text"]))
+                cursor = event.id
+                if len(texts) == len(wanted):
+                    break
+    await writing
+    await other.close()
+    assert texts == wanted
+
+
+async def test_a_poll_of_several_topics(hub: Hub, writer: Writer) -> None:
+    one, two = await writer.session(), await writer.session()
+    await writer.message(one, "1")
+    await writer.message(two, "2")
+    path = f"{hub.url}/api/poll?topic=session:{one}&topic=session:{two}"
+    await until(lambda: hub.rowcast.hub.position >= 2)
+    answer = json.loads((await get(path))[2])
+    assert [event["data"]["message"]["text"] for event in answer["events"]] == ["1", "2"]
+    waiting = asyncio.create_task(get(f"{path}&wait=20&after={answer['cursor']}"))
+    await until(lambda: hub.rowcast.feed.clients)
+    await writer.message(two, "3")
+    answer = json.loads((await waiting)[2])
+    assert [event["data"]["message"]["text"] for event in answer["events"]] == ["3"]
+
+
+async def test_a_request_of_its_own_ends(hub: Hub, writer: Writer) -> None:
+    session = await writer.session()
+    request, other = [await writer.insert("request", session_id=session) for _ in range(2)]
+    async with await follow(hub, f"?topic=request:{request}") as stream:
+        await writer.update("request", other, status="done")
+        await writer.update("request", request, status="in_progress")
+        await writer.update("request", request, status="done", response="yes")
+        seen = await stream.rest()
+        assert [event.data.get("status") for event in seen if event.type == "request_update"] == ["pending", "in_progress", "done"]
+        assert seen[-1].type == "end"
+        assert stream.ended
+    again = await follow(hub, f"?topic=request:{request}", seen[-1].id)
+    assert again.status == 204
+    begun = next(event for event in seen if event.data.get("status") == "in_progress")
+    async with await follow(hub, f"?topic=request:{request}", begun.id) as older:
+        assert [event.type for event in await older.rest()] == ["connected", "request_update", "end"]
+
+
+async def test_a_request_that_goes_ends_too(hub: Hub, writer: Writer) -> None:
+    request = await writer.insert("request", session_id=await writer.session())
+    async with await follow(hub, f"?topic=request:{request}") as stream:
+        await stream.until("caught_up")
+        await writer.db.execute("DELETE FROM request")
+        await stream.expect("request.deleted", "end")
+
+
+async def test_all_sessions_of_a_user(hub: Hub, writer: Writer) -> None:
+    async with await follow(hub, "?topic=user:ann") as stream:
+        await stream.until("caught_up")
+        mine = [await writer.insert("session", owner_id="ann") for _ in range(2)]
+        theirs = await writer.insert("session", owner_id="bob")
+        for session in (mine[0], theirs, mine[1]):
+            await writer.insert("message", session_id=session)
+        seen = await stream.expect("agent.message.appended", "agent.message.appended")
+        assert [event.data["message"]["session_id"] for event in seen] == [str(session) for session in mine]
+
+
+async def test_any_table(hub: Hub, writer: Writer) -> None:
+    await writer.db.execute("CREATE TABLE orders (id int PRIMARY KEY, total numeric, note text)")
+    await writer.db.execute("SELECT rowcast.watch('orders', '{total}')")
+    async with await follow(hub, "?topic=table:orders") as stream:
+        await stream.until("caught_up")
+        await writer.db.execute("INSERT INTO orders VALUES (1, 9.50, 'secret'); UPDATE orders SET note = 'x'; UPDATE orders SET total = 10")
+        await writer.db.execute("DELETE FROM orders")
+        seen = await stream.expect("orders.inserted", "orders.updated", "orders.deleted")
+        assert [(event.data["key"], event.data.get("row")) for event in seen] == [
+            ({"id": 1}, {"total": 9.50}),
+            ({"id": 1}, {"total": 10}),
+            ({"id": 1}, None),
+        ]
+        await writer.db.execute("SELECT rowcast.emit('news.read', '{\"n\": 1}', session_id => 's')")
+    async with await follow(hub, "?topic=session:s") as stream:
+        (news,) = (await stream.until("news.read"))[-1:]
+        assert news.data == {"n": 1}
+
+
+KINDS = {"ingest": ("ingest", "ingest.job"), "agent": ("agent-runs", "agent.run"), "workflow": ("workflows/runs", "workflow.run")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_one_job_of_a_project(hub: Hub, writer: Writer, kind: str) -> None:
+    path, family = KINDS[kind]
+    project = await writer.project()
+    job = await writer.insert("job", kind=kind, session_id=await writer.session(project), status="running")
+    other = await writer.insert("job", kind=kind, project_id=project)
+    async with await follow(hub, f"/projects/{project}/{path}/{job}") as stream:
+        (connected,) = await stream.expect("connected")
+        assert (connected.data["project_id"], connected.data["job_id"]) == (str(project), str(job))
+        await writer.update("job", other, progress=1.0)
+        await writer.insert("job_step", job_id=job, name="look")
+        await writer.update("job", job, progress=50.0)
+        await writer.update("job", job, status="failed", error="no")
+        seen = await stream.rest()
+        assert seen[-2].data["errorMessage"] == "no"
+        assert [event.type for event in seen if event.type.startswith(family) or event.type == "end"] == [
+            f"{family}.created", f"{family}.updated", f"{family}.failed", "end",
+        ]  # fmt: skip
+    assert (await follow(hub, f"/projects/{project}/{path}/{job}", seen[-1].id)).status == 204
+    for wrong in (f"/projects/{uuid4()}/{path}/{job}", *(f"/projects/{project}/{p}/{job}" for p, _ in KINDS.values() if p != path)):
+        stream = await follow(hub, wrong)
+        assert stream.status == 404
+        assert b"has no" in await stream.body()
+
+
+async def test_a_job_that_comes_later_with_another_project_is_not_told(hub: Hub, writer: Writer) -> None:
+    mine, theirs = await writer.project(), await writer.project()
+    one, two = uuid4(), uuid4()
+    async with await follow(hub, f"/projects/{mine}/ingest/{one}") as right, await follow(hub, f"/projects/{mine}/ingest/{two}") as wrong:
+        for stream in (right, wrong):
+            await stream.until("caught_up")
+        await writer.insert("job", id=two, kind="ingest", project_id=theirs)
+        await writer.insert("job", id=one, kind="ingest", project_id=mine)
+        await right.expect("ingest.job.created")
+        await writer.update("job", one, status="completed")
+        await right.expect("ingest.job.completed", "end")
+        wrong.close()
+        assert "ingest.job" not in str(await wrong.rest())
+
+
+async def test_the_last_event_is_not_lost(hub: Hub, writer: Writer) -> None:
+    """Cut after every frame: a reconnect yields the rest, the end included; after the end it is 204."""
+    project = await writer.project()
+    job = await writer.insert("job", kind="agent", project_id=project)
+    for n in range(5):
+        await writer.update("job", job, progress=float(n + 1))
+    await writer.update("job", job, status="completed")
+    path = f"/projects/{project}/agent-runs/{job}"
+    async with await follow(hub, path) as stream:
+        whole = await stream.rest()
+    assert [event.type for event in whole] == ["connected", "agent.run.created", *["agent.run.updated"] * 5, "agent.run.completed", "end"]
+    for cut in range(len(whole) - 2):
+        async with await follow(hub, path, whole[cut].id) as stream:
+            assert [event.id for event in (await stream.rest())[1:]] == [event.id for event in whole[cut + 1 :]]
+    assert (await follow(hub, path, whole[-2].id)).status == 204
+
+
+@pytest.mark.parametrize(
+    ("path", "parameter"),
+    [
+        ("/api/stream", "topic"),
+        ("/api/stream?topic=session", "topic"),
+        ("/api/stream?topic=nobody:1", "topic"),
+        ("/api/stream?topic=user:" + "x" * 129, "topic"),
+        ("/api/stream?topic=table:a%00b", "topic"),
+        ("/api/stream?" + "&".join(f"topic=job:{n}" for n in range(101)), "topic"),
+        ("/api/poll?topic=", "topic"),
+        ("/api/poll/x?from=snapshot", "from"),
+        ("/api/stream?topic=project:x&from=snapshot", "from"),
+        ("/api/stream?topic=job:x&until=whenever", "until"),
+        ("/api/stream?topic=job:x&batch=1.5", "batch"),
+        ("/api/stream?topic=job:x&batch=60001", "batch"),
+        ("/api/stream?topic=job:x&types=a;b", "types"),
+        ("/api/stream/projects/" + "x" * 129, "project_id"),
+        ("/api/stream/projects/p/ingest/", "job_id"),
+        ("/api/v1/tasks/" + "x" * 200, "task_id"),
+    ],
+)
+async def test_bad_input_is_named(hub: Hub, path: str, parameter: str) -> None:
+    status, _, body = await get(hub.url + path)
+    answer = json.loads(body)
+    assert (status, answer["parameter"]) == (400, parameter)
+    assert "\n" not in answer["error"]
+
+
+async def test_an_id_may_be_odd(hub: Hub, writer: Writer) -> None:
+    odd = "a/b ingest/?&=:ü"
+    async with (
+        await follow(hub, f"?topic={quote(f'project:{odd}', safe='')}") as stream,
+        await follow(hub, f"/projects/{quote(odd, safe='')}") as same,
+    ):
+        for each in (stream, same):
+            await each.until("caught_up")
+        await writer.db.execute("SELECT rowcast.emit('x.y', '{}', project_id => $1)", odd)
+        for each in (stream, same):
+            await each.expect("x.y")
+
+
+def positions(events: list[Any]) -> list[int]:
+    return [event.position for event in events]
+
+
+async def test_batches_are_written_once_a_window(hub: Hub, writer: Writer) -> None:
+    session = await writer.session()
+    job = await writer.insert("job", kind="ingest", session_id=session)
+    message = await writer.message(session)
+    await until(lambda: hub.rowcast.hub.position >= 2)
+    async with await follow(hub, f"?topic=session:{session}&batch=300&from=now") as stream:
+        await stream.until("caught_up")
+        async with writer.db.transaction():
+            for n in range(1, 11):
+                await writer.update("message", message, text="x" * n)
+                await writer.update("job", job, progress=float(n))
+        delta, progress = await stream.expect("message.delta", "ingest.job.updated")
+        assert (delta.data["offset"], delta.data["delta"]) == (0, "x" * 10)
+        assert progress.data["job"]["progress"] == 10
+        assert progress.position == delta.position + 1 == 22
+        # Nothing is merged across an end, and the end is there.
+        async with writer.db.transaction():
+            await writer.update("message", message, text="x" * 11)
+            await writer.update("job", job, progress=11.0)
+            await writer.update("job", job, status="completed")
+            await writer.update("message", message, text="x" * 12)
+        seen = await stream.expect("message.delta", "ingest.job.updated", "ingest.job.completed", "message.delta")
+        assert [event.data.get("delta") for event in seen] == ["x", None, None, "x"]
+
+
+async def test_batches_lose_nothing_wherever_they_are_cut(hub: Hub, writer: Writer, database: str) -> None:
+    session = await writer.session()
+    message = await writer.message(session)
+    other = await asyncpg.connect(database)
+    whole = "".join(random.choice("aä🎯") for _ in range(300))
+
+    async def write() -> None:
+        for n in range(1, 301):
+            await Writer(other).update("message", message, text=whole[:n])
+
+    writing = asyncio.create_task(write())
+    text, cursor = "", None
+    while len(text) < 300:
+        async with await follow(hub, f"?topic=session:{session}&batch=20", cursor) as stream:
+            for _ in range(random.randrange(1, 8)):
+                event = await stream.next()
+                assert event is not None
+                if event.type == "message.delta":
+                    assert event.data["offset"] <= len(text)
+                    text = text[: event.data["offset"]] + event.data["delta"]
+                cursor = event.id
+    await writing
+    await other.close()
+    assert text == whole

@@ -1,0 +1,348 @@
+"""WebSocket: the same events as text frames, and what a client may say."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from .rig import Hub, HubProcess, Writer, on_database, until, until_sql
+
+pytestmark = pytest.mark.parametrize("sinks", ["socket", "asgi"], indirect=True)
+
+
+class Socket:
+    """A client."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+
+    async def next(self) -> Any:
+        async with asyncio.timeout(20):
+            while (frame := json.loads(await self.connection.recv()))["type"] == "keepalive":
+                pass
+        return frame
+
+    async def expect(self, *types: str) -> list[Any]:
+        frames = []
+        for type in types:
+            frame = await self.next()
+            assert frame["type"] == type, frame
+            frames.append(frame)
+        return frames
+
+    async def until(self, type: str) -> list[Any]:
+        frames = [await self.next()]
+        while frames[-1]["type"] != type:
+            frames.append(await self.next())
+        return frames
+
+    async def say(self, text: str | bytes | None = None, **frame: Any) -> None:
+        await self.connection.send(json.dumps(frame) if text is None else text)
+
+    async def code(self) -> int:
+        """With which it was closed, after whatever else came."""
+        with pytest.raises(ConnectionClosed):
+            while True:
+                await asyncio.wait_for(self.connection.recv(), 20)
+        assert self.connection.close_code is not None
+        return self.connection.close_code
+
+
+@asynccontextmanager
+async def opened(url: str, path: str) -> AsyncIterator[Socket]:
+    async with connect(f"ws{url.removeprefix('http')}{path}", compression=None, max_size=None) as connection:
+        yield Socket(connection)
+
+
+async def test_a_project_with_all_its_sessions(hub: Hub, writer: Writer) -> None:
+    project = await writer.project()
+    one, two = await writer.session(project), await writer.session(project)
+    async with opened(hub.url, f"/api/stream/projects/{project}") as socket:
+        connected, _ = await socket.expect("connected", "caught_up")
+        assert connected["data"]["project_id"] == str(project)
+        await writer.message(one, "a")
+        await writer.insert("request", session_id=two)
+        await writer.message(await writer.session(), "of nobody")
+        await writer.message(two, "b" * 100_000)
+        seen = await socket.expect("agent.message.appended", "request_update", "agent.message.appended")
+        assert seen[0].keys() == {"cursor", "type", "session_id", "project_id", "message", "timestamp"}
+        assert (seen[0]["message"]["text"], seen[0]["session_id"], seen[0]["project_id"]) == ("a", one, str(project))
+        assert seen[1].keys() == {"cursor", "type", "timestamp", "session_id", "project_id", "data"}
+        assert seen[1]["data"]["session_id"] == two
+        assert seen[2]["message"]["text"] == "b" * 100_000
+
+
+async def test_it_resumes_with_a_cursor(hub: Hub, writer: Writer) -> None:
+    session = await writer.session()
+    message = await writer.message(session)
+    path = f"/api/stream?topic=session:{session}"
+    async with opened(hub.url, path) as socket:
+        cursor = (await socket.until("agent.message.appended"))[-1]["cursor"]
+    for n in range(700):
+        await writer.update("message", message, text="x" * (n + 1))
+    async with opened(hub.url, f"{path}&after={cursor}") as socket:
+        frames = await socket.until("caught_up")
+        assert frames[0]["data"]["resumed"] is True
+        assert frames[0]["cursor"] == cursor
+        assert [frame["data"]["offset"] for frame in frames[1:-1]] == list(range(700))
+
+
+async def test_topics_change_on_the_fly(hub: Hub, writer: Writer) -> None:
+    one, two = await writer.session(), await writer.session()
+    await writer.message(two, "before")
+    async with opened(hub.url, f"/api/stream?topic=session:{one}&from=now") as socket:
+        await socket.expect("connected", "caught_up")
+        await writer.message(one, "1")
+        await socket.expect("agent.message.appended")
+        await socket.say(action="subscribe", topic=f"session:{two}", id=7)
+        before, subscribed = await socket.expect("agent.message.appended", "subscribed")
+        assert before["message"]["text"] == "before"
+        assert subscribed["data"] == {"topic": f"session:{two}", "id": 7, "reset": None}
+        assert before["cursor"] == subscribed["cursor"]  # with it and both topics nothing is missed
+        await writer.message(two, "2")
+        await writer.message(one, "3")
+        texts = [frame["message"]["text"] for frame in await socket.expect(*["agent.message.appended"] * 2)]
+        assert texts == ["2", "3"]
+        await socket.say(action="unsubscribe", topic=f"session:{one}", id="u")
+        (answer,) = await socket.expect("unsubscribed")
+        assert answer["data"] == {"topic": f"session:{one}", "id": "u"}
+        await writer.message(one, "unheard")
+        await writer.message(two, "4")
+        (last,) = await socket.expect("agent.message.appended")
+        assert last["message"]["text"] == "4"
+        await socket.say(action="ping", id="p")
+        (pong,) = await socket.expect("pong")
+        assert pong["data"] == {"id": "p"}
+
+
+async def test_a_subscription_begins_after_its_own_cursor(hub: Hub, writer: Writer) -> None:
+    session = await writer.session()
+    message = await writer.message(session)
+    await until_sql(writer.db, "SELECT EXISTS (SELECT FROM rowcast.event)")
+    epoch = await writer.db.fetchval("SELECT epoch FROM rowcast.epoch")
+    for n in range(1200):
+        await writer.update("message", message, text="x" * (n + 1))
+    await until(lambda: hub.rowcast.hub.position >= 1201)
+    async with opened(hub.url, "/api/stream") as socket:
+        await socket.expect("connected", "caught_up")
+        await socket.say(action="subscribe", topic=f"session:{session}", after=f"{epoch}-100")
+        frames = await socket.until("subscribed")
+        assert [frame["data"]["offset"] for frame in frames[:-1]] == list(range(99, 1200))
+        await socket.say(action="unsubscribe", topic=f"session:{session}")
+        await socket.say(action="subscribe", topic=f"session:{session}", after="00000000-1")
+        _, again = await socket.expect("unsubscribed", "subscribed")
+        assert again["data"]["reset"] == "epoch"
+
+
+async def test_nothing_is_missing_or_doubled_while_topics_change(hub: Hub, writer: Writer, database: str) -> None:
+    """Sessions are joined one by one, with all that they have, while all of them are written to."""
+    sessions = [await writer.session() for _ in range(8)]
+    other = await asyncpg.connect(database)
+    stop = asyncio.Event()
+
+    async def write() -> int:
+        n = 0
+        while not stop.is_set():
+            await Writer(other).message(sessions[n % 8], str(n))
+            n += 1
+        return n
+
+    writing = asyncio.create_task(write())
+    texts: list[int] = []
+    async with opened(hub.url, "/api/stream") as socket:
+        await socket.expect("connected", "caught_up")
+        for session in sessions:
+            await socket.say(action="subscribe", topic=f"session:{session}", **{"from": "start"})
+            texts += [int(f["message"]["text"]) for f in (await socket.until("subscribed"))[:-1]]
+        stop.set()
+        written = await writing
+        await other.close()
+        while len(texts) < written:
+            (frame,) = await socket.expect("agent.message.appended")
+            texts.append(int(frame["message"]["text"]))
+    assert sorted(texts) == list(range(written))
+    for n in range(8):
+        mine = [text for text in texts if text % 8 == n]
+        assert mine == sorted(mine)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        ("{", "invalid_frame", "truncated"),
+        ("[]", "invalid_frame", "Expected `object`"),
+        (b"\x00\x01", "invalid_frame", "text, not binary"),
+        ('{"action":"fly"}', "invalid_frame", "fly"),
+        ('{"action":"subscribe"}', "invalid_parameter", "topic: is missing"),
+        ('{"action":"subscribe","topic":"nonsense"}', "invalid_parameter", "<kind>:<id>"),
+        ('{"action":"subscribe","topic":"session:"}', "invalid_parameter", "1 to 128 characters"),
+        ('{"action":"subscribe","topic":"session:a","after":"x"}', "invalid_parameter", "cursor"),
+        ('{"action":"subscribe","topic":"session:a","from":"snapshot"}', "invalid_parameter", "snapshot"),
+        ('{"action":"subscribe","topic":"session:a","batch":-1}', "invalid_parameter", "milliseconds"),
+        ('{"action":"subscribe","topics":["session:a"]}', "invalid_frame", "topics"),
+        ('{"action":"cancel"}', "invalid_parameter", "job_id"),
+        ('{"action":"ping","id":{}}', "invalid_frame", "id"),
+    ],
+)
+async def test_a_bad_frame_is_answered_and_the_connection_stays(hub: Hub, text: str | bytes, code: str, says: str) -> None:
+    async with opened(hub.url, "/api/stream") as socket:
+        await socket.expect("connected", "caught_up")
+        await socket.say(text)
+        (error,) = await socket.expect("error")
+        assert error["data"]["code"] == code
+        assert says in error["data"]["error"]
+        await socket.say(action="ping")
+        await socket.expect("pong")
+
+
+async def test_too_many_topics_are_refused(database: str) -> None:
+    async with Hub(database, topics=2) as hub:
+        async with opened(hub.url, "/api/stream?topic=session:a&topic=session:b&topic=session:c") as socket:
+            (error,) = await socket.expect("error")
+            assert "at most 2 on one connection (ROWCAST_TOPICS), not 3" in error["data"]["error"]
+            assert await socket.code() == 1008
+        async with opened(hub.url, "/api/stream?topic=session:a") as socket:
+            await socket.expect("connected", "caught_up")
+            for topic in ("session:b", "session:b", "session:c"):
+                await socket.say(action="subscribe", topic=topic)
+            answers = {frame["type"]: frame for frame in [await socket.next() for _ in range(3)]}
+            assert answers.keys() == {"subscribed", "error"}
+            assert "at most 2" in answers["error"]["data"]["error"]
+
+
+@pytest.mark.parametrize("path", ["/api/stream?topic=x", "/api/stream?after=1", "/api/stream?types=!", "/api/stream?batch=x"])
+async def test_what_a_path_asks_wrongly_is_named(hub: Hub, path: str) -> None:
+    async with opened(hub.url, path) as socket:
+        (error,) = await socket.expect("error")
+        assert error["data"]["code"] == "invalid_parameter"
+        assert await socket.code() == 1008
+
+
+async def test_a_frame_that_is_too_long_closes(hub: Hub) -> None:
+    async with opened(hub.url, "/api/stream") as socket:
+        await socket.expect("connected", "caught_up")
+        await socket.say(action="ping", id="x" * 60_000)
+        await socket.expect("pong")
+        await socket.say(action="ping", id="x" * 70_000)
+        assert await socket.code() == 1009
+
+
+async def test_at_shutdown_clients_are_told_to_come_back(database: str) -> None:
+    async with Hub(database) as hub, opened(hub.url, "/api/stream?topic=session:a") as socket:
+        await socket.expect("connected", "caught_up")
+        stopping = asyncio.create_task(hub.stop())
+        (bye,) = await socket.expect("bye")
+        assert bye["data"]["retry"] > 0
+        assert await socket.code() == 1012
+        await stopping
+        assert hub.rowcast.feed.clients == 0
+
+
+async def test_clients_that_go_leave_nothing_behind(hub: Hub, writer: Writer) -> None:
+    session = await writer.session()
+    sockets = [await connect(f"ws{hub.url.removeprefix('http')}/api/stream?topic=session:{session}", compression=None) for _ in range(50)]
+    for n, socket in enumerate(sockets):
+        if n % 2:
+            socket.transport.abort()
+        else:
+            await socket.close()
+    await until(lambda: hub.rowcast.feed.clients == 0)
+    assert not hub.rowcast.hub._live
+
+
+async def test_one_that_does_not_read_is_bounded_and_catches_up(database: str, writer: Writer) -> None:
+    session = await writer.session()
+    async with Hub(database, buffer=16_384) as hub, opened(hub.url, f"/api/stream?topic=session:{session}") as socket:
+        await socket.expect("connected", "caught_up")
+        socket.connection.transport.pause_reading()
+        await writer.db.execute(
+            "INSERT INTO message (session_id, text) SELECT $1, n || repeat('x', 20000) FROM generate_series(0, 999) n", session
+        )
+        (follower,) = hub.rowcast.feed._clients
+        await until(lambda: hub.rowcast.hub.position >= 1000)
+        await until(lambda: not hub.rowcast.hub.is_live(follower))  # type: ignore[arg-type]
+        assert follower.sink.buffered < 2_500_000  # type: ignore[attr-defined]
+        socket.connection.transport.resume_reading()
+        frames = await socket.expect(*["agent.message.appended"] * 1000)
+        assert [int(frame["message"]["text"].rstrip("x")) for frame in frames] == list(range(1000))
+
+
+async def test_one_that_asks_and_does_not_read_is_not_heard(database: str) -> None:
+    async with Hub(database, buffer=16_384) as hub, opened(hub.url, "/api/stream") as socket:
+        await socket.expect("connected", "caught_up")
+        socket.connection.transport.pause_reading()
+        saying = asyncio.create_task(_say_much(socket))
+        (follower,) = hub.rowcast.feed._clients
+        await until(lambda: follower.sink.full)  # type: ignore[attr-defined]
+        await asyncio.sleep(0.3)
+        assert follower.sink.buffered < 200_000  # type: ignore[attr-defined]
+        socket.connection.transport.resume_reading()
+        await socket.expect(*["pong"] * 2000)
+        await saying
+
+
+async def _say_much(socket: Socket) -> None:
+    for _ in range(2000):
+        await socket.say(action="ping", id="x" * 10_000)
+
+
+async def test_keep_alives_carry_the_cursor(hub: Hub, writer: Writer) -> None:
+    async with opened(hub.url, "/api/stream?topic=session:quiet") as socket:
+        await socket.expect("connected", "caught_up")
+        await writer.message(await writer.session(), "elsewhere")
+        await until(lambda: hub.rowcast.hub.position > 0)
+        cursor = str(hub.rowcast.hub.cursor(hub.rowcast.hub.position))
+        async with asyncio.timeout(20):
+            while (frame := json.loads(await socket.connection.recv()))["cursor"] != cursor:
+                assert frame["type"] == "keepalive"
+
+
+async def test_through_kill_9_of_the_hub(database: str, writer: Writer) -> None:
+    session = await writer.session()
+    seen: list[str] = []
+    cursor = ""
+    async with HubProcess(database) as first, opened(first.url, f"/api/stream?topic=session:{session}") as socket:
+        await socket.expect("connected", "caught_up")
+        for n in range(10):
+            await writer.message(session, str(n))
+        for frame in await socket.expect(*["agent.message.appended"] * 5):
+            seen.append(frame["message"]["text"])
+            cursor = frame["cursor"]
+        assert first.process
+        first.process.kill()
+        with pytest.raises(AssertionError, match="1006"):
+            assert await socket.code() == 1000, "1006" if socket.connection.close_code == 1006 else "another"
+    async with HubProcess(database) as second, opened(second.url, f"/api/stream?topic=session:{session}&after={cursor}") as socket:
+        frames = await socket.until("caught_up")
+        seen += [frame["message"]["text"] for frame in frames[1:-1]]
+    assert seen == [str(n) for n in range(10)]
+
+
+async def test_a_reset_in_the_middle(hub: Hub, database: str) -> None:
+    async with opened(hub.url, "/api/stream?topic=session:a&topic=session:b") as socket:
+        await socket.expect("connected", "caught_up")
+        await on_database(
+            database,
+            "INSERT INTO rowcast.epoch (epoch, start, timeline, database) SELECT 'feedface', 0, timeline, 0 FROM rowcast.epoch LIMIT 1",
+        )
+        (reset,) = await socket.expect("reset")
+        assert reset["data"]["reason"] == "epoch"
+
+
+async def test_while_the_database_is_away_it_is_kept_alive() -> None:
+    hub = await Hub("postgresql://nobody@127.0.0.1:1/nothing").start(ready=False)
+    try:
+        async with opened(hub.url, "/api/stream?topic=session:a") as socket:
+            for _ in range(2):
+                assert json.loads(await socket.connection.recv()) == {"cursor": None, "type": "keepalive", "data": {}}
+            await socket.say(action="ping")
+            (pong,) = await socket.expect("pong")
+            assert pong["cursor"] is None
+    finally:
+        await hub.stop()
