@@ -11,8 +11,9 @@ from typing import Annotated, NoReturn
 import typer
 from dotenv import dotenv_values
 from rich.console import Console
+from rich.markup import escape
 
-from . import __version__, schema, server, settings
+from . import __version__, schema, server, settings, watches
 from . import doctor as doctor_module
 from . import tail as tail_module
 from .database import TROUBLE, connected, explain
@@ -137,14 +138,68 @@ def _dev(configured: settings.Settings, port: int | None) -> None:
 
 @app.command()
 def tail(
-    session: Annotated[str, typer.Argument(help="A session's id.")],
+    topics: Annotated[list[str], typer.Argument(help="session:<id>, project:, job:, request:, user:, table: or task:<id>.")],
     url: Annotated[str, typer.Option(help="Where the hub is.")] = "http://127.0.0.1:8000",
     after: Annotated[str | None, typer.Option(help="Begin after this cursor.")] = None,
-    since: Annotated[str, typer.Option("--from", help="Without a cursor: recent, start or now.")] = "recent",
+    since: Annotated[str | None, typer.Option("--from", help="Without a cursor: recent, start, now or snapshot.")] = None,
+    until_end: Annotated[
+        bool | None, typer.Option("--until-end/--no-until-end", help="End with the job or request. [for one task, job or request]")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One line of JSON an event.")] = False,
 ) -> None:
-    """Follow a session in the terminal, through restarts of the hub."""
-    tail_module.tail(tail_module.Target(url, session, after, since), json)
+    """Follow topics in the terminal, through restarts of the hub.
+
+    The exit status is that of what ended: 0 completed, 1 failed, 3 cancelled.
+    """
+    raise typer.Exit(tail_module.tail(tail_module.Target(url, topics, after, since, until_end), json))
+
+
+@app.command()
+def watch(
+    table: Annotated[str | None, typer.Argument(help="A table, as schema.name.")] = None,
+    columns: Annotated[str | None, typer.Option(help="What to tell, separated by commas; * is every column.")] = None,
+    session: Annotated[str | None, typer.Option(help="The column that names the session.")] = None,
+    project: Annotated[str | None, typer.Option(help="The column that names the project.")] = None,
+    job: Annotated[str | None, typer.Option(help="The column that names the job.")] = None,
+    user: Annotated[str | None, typer.Option(help="The column that names the user.")] = None,
+    name: Annotated[str | None, typer.Option(help="What event types begin with; the table's name if not given.")] = None,
+    channel: Annotated[str | None, typer.Option(help="A NOTIFY channel that gets the payloads as well.")] = None,
+    migration: Annotated[bool, typer.Option("--migration", help="Print an Alembic migration, and do nothing.")] = False,
+    revises: Annotated[str | None, typer.Option(help="The revision that the migration follows.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Show what is watched, and what is wrong there.")] = False,
+) -> None:
+    """Have every change of a table told."""
+    if show:
+        _list_watches()
+        return
+    if table is None or columns is None:
+        raise ConfigurationError("say what to watch: rowcast watch TABLE --columns a,b (or --columns '*' for all)")
+    wanted = watches.Watch(table, watches.split(columns), name, session, project, job, user, channel)
+    if migration:
+        print(wanted.migration(revises), end="")
+        return
+    asyncio.run(watches.run(settings.load().database_url, wanted.sql()))
+    out.print(f"watching {table}", markup=False)
+
+
+def _list_watches() -> None:
+    rows = asyncio.run(watches.listed(settings.load().database_url))
+    for row in rows:
+        kinds = ("session", "project", "job", "user")
+        told = [f"{kind} {row[f'{kind}_column']}" for kind in kinds if row[f"{kind}_column"]] or [f"table:{row['name']}"]
+        channel = f"; channel {row['channel']}" if row["channel"] else ""
+        out.print(f"{row['target']} as {row['name']}: {', '.join(row['columns'])}; to {', '.join(told)}{channel}", markup=False)
+        for problem in row["problems"]:
+            out.print(f"  wrong: {problem}", markup=False)
+    if any(row["problems"] for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def unwatch(table: Annotated[str, typer.Argument(help="A table, as schema.name.")]) -> None:
+    """Have changes of a table told no more."""
+    asyncio.run(watches.run(settings.load().database_url, watches.unwatching(table)))
+    out.print(f"not watching {table}", markup=False)
 
 
 @app.command()
@@ -152,7 +207,7 @@ def doctor() -> None:
     """Look at the database and name what is wrong."""
     findings = asyncio.run(doctor_module.examine(settings.load().database_url))
     for finding in findings:
-        out.print(("[green]ok[/green]    " if finding.ok else "[red]wrong[/red] ") + finding.text, markup=True)
+        out.print(("[green]ok[/green]    " if finding.ok else "[red]wrong[/red] ") + escape(finding.text), markup=True)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

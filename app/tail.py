@@ -1,105 +1,124 @@
-"""`rowcast tail`: a small client of server-sent events that resumes."""
+"""`rowcast tail`: follow topics in the terminal, and end as what was followed ended."""
 
-import http.client
 import json
+import os
+import re
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from rich.console import Console
 
 from .errors import ConfigurationError
+from .events import AUDIENCES, JOB_FAMILIES
+from .eventsource import EventSource, Frame
+from .picture import Picture
 
-SILENCE = 20.0
-"""Seconds without a byte, keep-alives included, after which the connection counts as dead."""
+KINDS = (*AUDIENCES, "task")
+OUTCOMES = {"completed": 0, "done": 0, "failed": 1, "error": 1, "deleted": 1, "cancelled": 3}
+INTERRUPTED = 130
 
-out = Console(highlight=False, soft_wrap=True)
+# What a terminal might obey or a program cannot encode. In JSON the escapes mean the same.
+_ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass
 class Target:
+    """Where to listen for what. `until_end` None leaves it to the topics: one task, job or request has an end."""
+
     url: str
-    session: str
-    after: str | None
-    since: str
-    retry: float = 1.0
+    topics: list[str]
+    after: str | None = None
+    since: str | None = None
+    until_end: bool | None = None
+
+    def __post_init__(self) -> None:
+        named = [_topic(topic) for topic in self.topics]
+        self.kinds = [kind for kind, _ in named]
+        alone = self.kinds[0] if len(named) == 1 else ""
+        self.task = named[0][1] if alone == "task" else None
+        if "task" in self.kinds and not self.task:
+            raise ConfigurationError("a task is followed alone; job:<id> can stand beside others")
+        if self.until_end is None:
+            self.until_end = alone in ("task", "job", "request")
+        if self.since is None:  # one that ended long ago is to end at once
+            self.since = {"job": "snapshot", "request": "start"}.get(alone, "recent")
+
+    @property
+    def address(self) -> str:
+        base = self.url.rstrip("/")
+        if self.task:
+            return f"{base}/api/v1/tasks/{quote(self.task, safe='')}/stream"
+        topics = [("topic", topic if ":" in topic else f"session:{topic}") for topic in self.topics]
+        return f"{base}/api/stream?" + urlencode([*topics, ("from", self.since), ("until", "end" if self.until_end else "never")])
 
 
-def tail(target: Target, as_json: bool) -> None:
+def _topic(text: str) -> tuple[str, str]:
+    kind, colon, id = text.partition(":")
+    if not colon:
+        return "session", text
+    if kind not in KINDS or not id:
+        raise ConfigurationError(f"{text} is no topic: {', '.join(f'{kind}:<id>' for kind in KINDS)}")
+    return kind, id
+
+
+def tail(target: Target, as_json: bool) -> int:
+    """Returns the exit status: 0, or where there is an end its outcome."""
+    picture = None if as_json or not _terminal() else Picture(Console(highlight=False))
+    # Drawing each of many small changes would only fall behind.
+    address = target.address + ("&batch=50" if picture and not target.task else "")
+    source = EventSource(address, target.after, picture.note if picture else _note)
+    show: Callable[[Frame], None] = picture.show if picture else _json if as_json else _line
     try:
-        for type, data in follow(target):
-            show(type, data, target.after, as_json)
+        with picture or nullcontext():
+            return _follow(source, show, target)
     except KeyboardInterrupt:
-        pass
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains as it ends
+        return 1
 
 
-def follow(target: Target) -> Iterator[tuple[str, str]]:
-    """Events for ever, reconnecting with the last cursor; ends on 204."""
-    lost = False
-    while True:
-        try:
-            for event in _stream(target):
-                if event is None:
-                    return
-                if lost:
-                    out.print("[dim]connected again[/dim]")
-                lost = False
-                yield event
-        except (OSError, http.client.HTTPException) as error:
-            if not lost:
-                out.print(f"[dim]no connection ({error or type(error).__name__}), trying again[/dim]")
-            lost = True
-        time.sleep(target.retry)
+def _terminal() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def _stream(target: Target) -> Iterator[tuple[str, str] | None]:
-    url = urlsplit(target.url)
-    connect = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    connection = connect(url.hostname or "", url.port, timeout=SILENCE)
-    headers = {"Accept": "text/event-stream", **({"Last-Event-ID": target.after} if target.after else {})}
-    try:
-        query = urlencode({"from": target.since})
-        connection.request("GET", f"{url.path.rstrip('/')}/api/sse/{quote(target.session, safe='')}?{query}", headers=headers)
-        response = connection.getresponse()
-        if response.status == 204:
-            yield None
-        elif 400 <= response.status < 500:
-            raise ConfigurationError(f"{target.url} answers {response.status}: {response.read(500).decode(errors='replace')}")
-        elif response.status == 200:
-            yield from _events(response, target)
-    finally:
-        connection.close()
+def _follow(frames: Iterable[Frame], show: Callable[[Frame], None], target: Target) -> int:
+    status = 0
+    for frame in frames:
+        show(frame)
+        outcome = OUTCOMES.get(_ended(frame, target.task is not None))
+        status = status if outcome is None else outcome
+        if target.until_end and (frame.type == "end" or (outcome is not None and (target.task or frame.type == "snapshot"))):
+            break
+    return status if target.until_end else 0
 
 
-def _events(response: http.client.HTTPResponse, target: Target) -> Iterator[tuple[str, str]]:
-    type, data, id = "message", [], target.after
-    for line in response:
-        field, _, value = line.decode().rstrip("\r\n").partition(":")
-        value = value.removeprefix(" ")
-        match field:
-            case "id":
-                id = value
-            case "event":
-                type = value
-            case "data":
-                data.append(value)
-            case "retry":
-                target.retry = int(value) / 1000
-            case "" if not line.strip():
-                target.after = id  # only now: a frame that was cut in the middle comes again
-                if data:
-                    yield type, "\n".join(data)
-                type, data = "message", []
+def _ended(frame: Frame, of_a_task: bool) -> str:
+    """As what a job or request ended, if this says so."""
+    family, _, last = frame.type.rpartition(".")
+    if frame.type in ("job.deleted", "request.deleted") or (of_a_task and not family):
+        return last
+    if family in JOB_FAMILIES or frame.type in ("request_update", "snapshot"):
+        row = frame.payload.get("job") or frame.payload.get("run") or frame.payload
+        return str(row.get("status", last))
+    return ""
 
 
-def show(type: str, data: str, cursor: str | None, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"cursor": cursor, "type": type, "data": json.loads(data)}, ensure_ascii=False), flush=True)
-        return
-    style = "dim" if type in ("connected", "caught_up", "bye") else "red" if type in ("reset", "error") else "cyan"
-    out.print(f"[dim]{datetime.now():%H:%M:%S}[/dim] [{style}]{type:24}[/{style}]", end=" ")
-    out.print(data, markup=False)
-    sys.stdout.flush()
+def _json(frame: Frame) -> None:
+    print(_plain(json.dumps({"cursor": frame.cursor, "type": frame.type, "data": frame.payload}, ensure_ascii=False)), flush=True)
+
+
+def _line(frame: Frame) -> None:
+    print(f"{datetime.now():%H:%M:%S} {_plain(frame.type):24} {_plain(frame.data)}", flush=True)
+
+
+def _note(text: str) -> None:
+    print(_plain(text), file=sys.stderr, flush=True)
+
+
+def _plain(text: str) -> str:
+    return _ODD.sub(lambda odd: f"\\u{ord(odd[0]):04x}", text)

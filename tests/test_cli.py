@@ -1,7 +1,6 @@
 """The command line, as a person meets it."""
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -12,7 +11,7 @@ import pytest
 from rowcast import __version__
 from rowcast.settings import Settings, load
 
-from .rig import Hub, HubProcess, Stream, Writer, until
+from .rig import Stream, Writer
 
 
 async def rowcast(*arguments: str, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
@@ -82,46 +81,6 @@ async def test_doctor(database: str, writer: Writer, tmp_path: Path) -> None:
     assert status == 1
     assert "message.rowcast_update is disabled" in output
     assert "job.rowcast_insert is missing" in output
-
-
-async def test_tail_follows_through_a_restart(database: str, writer: Writer, tmp_path: Path) -> None:
-    session = await writer.session()
-    async with HubProcess(database) as hub:
-        port = int(hub.url.rpartition(":")[2])
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "rowcast.cli", "tail", session, "--url", hub.url, "--json",
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=tmp_path,
-        )  # fmt: skip
-        assert process.stdout
-        seen = []
-
-        async def read() -> None:
-            assert process.stdout
-            async for line in process.stdout:
-                if line.startswith(b"{"):
-                    seen.append(json.loads(line))
-
-        reading = asyncio.create_task(read())
-        await until(lambda: any(event["type"] == "caught_up" for event in seen))
-        await writer.message(session, "one")
-        await until(lambda: any(event["type"] == "agent.message.appended" for event in seen))
-        hub.send(signal.SIGKILL)
-        await hub.wait()
-    await writer.message(session, "two")
-    async with HubProcess(database, {"port": port}):
-        await until(lambda: sum(event["type"] == "agent.message.appended" for event in seen) == 2)
-        process.send_signal(signal.SIGINT)
-        assert await process.wait() == 0
-        await reading
-    texts = [event["data"]["message"]["text"] for event in seen if event["type"] == "agent.message.appended"]
-    assert texts == ["one", "two"]
-
-
-async def test_tail_says_what_is_wrong(hub: Hub, tmp_path: Path) -> None:
-    status, output = await rowcast("tail", "x", "--after", "garbage", "--url", hub.url, cwd=tmp_path)
-    assert status == 2
-    assert "Last-Event-ID" in output
-    assert len(output.splitlines()) == 1
 
 
 async def test_dev_starts_everything_and_survives_the_death_of_its_hub(tmp_path: Path) -> None:
