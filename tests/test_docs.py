@@ -79,6 +79,9 @@ class Page:
     environment: dict[str, str]
     address: str
     beside: list[tuple[str, "asyncio.Task[None]"]] = field(default_factory=list)
+    patience: float = PATIENCE
+    also: str = "-"
+    """The blocks that are "not run" for a reason that begins so run all the same."""
 
     async def run(self, block: re.Match[str]) -> None:
         code = block["code"].replace(README_ADDRESS, self.address)
@@ -87,7 +90,7 @@ class Page:
                 (self.folder / block["text"]).write_text(code)
             case "until", "sh":
                 self.beside.append((code, asyncio.create_task(self._until(code, block["text"]))))
-            case None, "sh":
+            case what, "sh" if what is None or block["text"].startswith(self.also):
                 status, printed = await self._whole(code)
                 assert status == 0, f"{code}\nended with {status}:\n{printed}"
 
@@ -105,7 +108,7 @@ class Page:
     async def _whole(self, code: str) -> tuple[int, str]:
         process = await self._start(code)
         try:
-            printed, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+            printed, _ = await asyncio.wait_for(process.communicate(), self.patience)
         finally:
             await stop(process)
         assert process.returncode is not None
@@ -183,6 +186,44 @@ async def test_what_a_page_says_to_run_runs(page: Path, hub: Hub, folder: Path, 
         for _, task in running.beside:
             task.cancel()
         await asyncio.gather(*(task for _, task in running.beside), return_exceptions=True)
+
+
+SESSION = "00000000-0000-4000-8000-0000000000a1"
+NPM = "it needs npm"
+INTEGRATIONS = [part for part in re.split(r"^## ", read("docs/integrations.md"), flags=re.M)[1:] if "```sh" in part and "java" not in part]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the blocks are for a shell")
+@pytest.mark.parametrize("section", INTEGRATIONS, ids=lambda section: section.partition("\n")[0].rpartition(" ")[2])
+def test_what_an_integration_writes_arrives(
+    section: str,
+    runner: asyncio.Runner,
+    writer: Writer,
+    hub: Hub,
+    folder: Path,
+    environment: dict[str, str],
+    request: pytest.FixtureRequest,
+) -> None:
+    """Not a coroutine, since those are limited to less time than npm takes."""
+    if NPM in section and not request.config.getoption("--npm"):
+        pytest.skip("only with --npm")
+    page = Page(folder, {**QUIET, **environment}, hub.url, patience=900.0, also=NPM)
+    runner.run(run_section(page, section, writer, hub))
+
+
+# `prisma generate` wants this program to be there, would download it, and does not run it.
+QUIET = {"PRISMA_SCHEMA_ENGINE_BINARY": "/bin/true", "CHECKPOINT_DISABLE": "1", "TELEMETRY": "false"}
+
+
+async def run_section(page: Page, section: str, writer: Writer, hub: Hub) -> None:
+    await writer.db.execute("INSERT INTO session (id) VALUES ($1)", SESSION)
+    stream = await hub.follow(SESSION, from_="now")
+    await stream.expect("connected", "caught_up")
+    for block in BLOCK.finditer(section):
+        await page.run(block)
+    created, grown, _ = await stream.expect("agent.message.appended", "message.delta", "message.completed")
+    assert created.data["message"]["text"] == "Hello"
+    assert grown.data["delta"] == f" from {section.partition(chr(10))[0].rpartition(' ')[2]}"
 
 
 def test_a_block_that_fails_is_noticed(folder: Path) -> None:
