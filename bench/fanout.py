@@ -2,26 +2,40 @@
 
 import asyncio
 import functools
+import json
+import sys
+import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
-from hubs import Clients, Hub, build, connected, present, publish, running
+from hubs import GROWN, Clients, Hub, build, connected, present, publish, running
 from rowcast.database import Connection
 from side_by_side import Database, Row, grid, medians, parser, run, say, settle, until
 
-ALL = ["hot", "topics", "flood", "sustained", "idle", "replay", "storm", "stuck", "workers"]
-PEERS = ["Rowcast", "Rowcast over ASGI", "C floor", "nchan", "broadcaster"]
+BY_SSE = ["hot", "topics", "flood", "sustained", "idle", "replay", "storm", "stuck", "workers"]
+ALL = [*BY_SSE, "websocket", "websocket-idle", "many", "subscribe"]
+PEERS = ["Rowcast", "Rowcast over ASGI", "C floor", "nchan", "broadcaster", "NATS"]
 SLOW = {"broadcaster"}
 """What they cost is known after one round."""
 
 FRAME = 300
 """Bytes on the wire, on average, of each hub."""
 
+STREAMED = 500
+"""The same where Rowcast's come by /api/stream: those of a WebSocket name their session and time, so 300 would not do."""
+
 MISSED = 10_000
 RATES = [1000, 2000, 4000, 5000, 6500, 8000, 10_000, 13_000]
 
 SETUP = """
-INSERT INTO session (id) SELECT ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid FROM generate_series(0, 1999) n;
+INSERT INTO session (id) SELECT ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid FROM generate_series(0, 9999) n;
 INSERT INTO message (id, session_id) SELECT id, id FROM session
+"""
+NEW = """
+INSERT INTO session (id) SELECT ('{prefix}' || lpad(n::text, 12, '0'))::uuid FROM generate_series(0, {last}) n;
+INSERT INTO message (session_id, text) SELECT ('{prefix}' || lpad(n::text, 12, '0'))::uuid, '@T1.' || n || '.1@'
+FROM generate_series(0, {last}) n
 """
 CURSOR = "SELECT (SELECT epoch FROM rowcast.epoch ORDER BY id DESC LIMIT 1) || '-' || max(position) FROM rowcast.head"
 
@@ -36,8 +50,13 @@ async def measure(database: Database, peers: Sequence[str] = PEERS, scenarios: S
     await db.close()
     rows = []
     for name in scenarios:
-        rows += await SCENARIOS[name](database, [peer for peer in peers if present(peer)])
+        rows += await SCENARIOS[name](database, [peer for peer in peers if _fits(peer, name) and present(peer)])
     return rows
+
+
+def _fits(peer: str, scenario: str) -> bool:
+    """NATS goes to browsers by WebSocket only; of the others, that of Rowcast alone is measured."""
+    return peer.startswith("Rowcast") or (peer == "NATS") != (scenario in BY_SSE)
 
 
 async def _compare(database: Database, peers: list[str], what: What, rounds: int = 3) -> dict[str, Figures]:
@@ -67,6 +86,10 @@ def _target(scenario: str, found: dict[str, Figures], figure: str, **bounds: flo
     return Row(f"{scenario}: {figure}", found["Rowcast"][figure], "", **bounds)  # type: ignore[arg-type]
 
 
+def _none(scenario: str, found: dict[str, Figures], figure: str) -> Row:
+    return _target(scenario, found, figure, at_most=0)
+
+
 def _ratios(scenario: str, found: dict[str, Figures], figure: str, most: dict[str, float]) -> list[Row]:
     mine = found["Rowcast"][figure]
     beside = {peer: figures[figure] for peer, figures in found.items() if peer != "Rowcast" and figures[figure]}
@@ -74,13 +97,22 @@ def _ratios(scenario: str, found: dict[str, Figures], figure: str, most: dict[st
 
 
 async def _loaded(
-    database: Database, hub: Hub, clients: int, topics: int, rate: float, *, batch: int = 1, stalled: int = 0, frame: int = FRAME
+    database: Database,
+    hub: Hub,
+    clients: int,
+    topics: int,
+    rate: float,
+    *,
+    each: int = 1,
+    batch: int = 1,
+    stalled: int = 0,
+    frame: int = FRAME,
 ) -> Figures:
-    """Some seconds of events at a rate; 0 is flat out."""
+    """Some seconds of events at a rate; 0 is flat out. A client follows `each` of the topics."""
     seconds = 2 if database.quick else 8
-    async with connected(hub, clients, topics, stalled=stalled) as (load, _):
+    async with connected(hub, clients, topics, each, stalled=stalled) as (load, _):
         await asyncio.sleep(2)
-        size = await _size(database, hub, load, clients - stalled, topics, frame)
+        size = await _size(database, hub, load, (clients - stalled) * each, topics, frame)
         load.reset()
         before, cpu = hub.memory(), hub.cpu()
         publishing = asyncio.create_task(publish(database, hub, topics, rate, seconds, size, batch))
@@ -89,10 +121,12 @@ async def _loaded(
             peak = max(peak, hub.memory())
             await asyncio.wait([publishing], timeout=0.2)
         sent = await publishing
-        per_topic = [len(range(topic, clients, topics)) - (topic < stalled) for topic in range(topics)]
-        wanted = sum(n * of for n, of in zip(sent["per_session"], per_topic, strict=True))
+        per_topic = Counter((client + n * clients) % topics for client in range(stalled, clients) for n in range(each))
+        wanted = sum(n * per_topic[topic] for topic, n in enumerate(sent["per_session"]))
         seen = await load.arrived(wanted)
         used, got = hub.cpu() - cpu, seen["delivered"] - seen["dups"]
+        if seen["closed"]:
+            say(f"{hub.name}: {seen['closed']} connections ended: {seen['first_error']}")
     return {
         "CPU s/M frames": used / max(1, got) * 1e6,
         "p50 ms": seen["lat_ms"]["p50"],
@@ -100,20 +134,20 @@ async def _loaded(
         "frames/s": seen["fps"],
         "lost": wanted - got,
         "doubled or misplaced": seen["dups"] + seen["misrouted"],
-        "bytes/frame": seen["bytes"] / max(1, got),
+        "bytes/frame": seen["event_bytes"] / max(1, got),
         "MB at most": peak / 1024,
         "MB grown": (peak - before) / 1024,
     }
 
 
-async def _size(database: Database, hub: Hub, load: Clients, clients: int, topics: int, frame: int) -> int:
+async def _size(database: Database, hub: Hub, load: Clients, followers: int, topics: int, frame: int) -> int:
     """What a publisher must say for frames of that many bytes: Rowcast's carry a cursor and a type as well."""
     size = frame // 2
     for _ in range(2):
         load.reset()
-        sent = await publish(database, hub, topics, max(100, topics / 2), 2, size)
-        seen = await load.arrived(sum(sent["per_session"]) * clients // topics, patience=2)
-        size = max(60, size + int(frame - seen["bytes"] / max(1, seen["delivered"])))
+        sent = await publish(database, hub, topics, max(100, min(topics / 2, 500)), 2, size)
+        seen = await load.arrived(sum(sent["per_session"]) * followers // topics, patience=2)
+        size = max(60, size + int(frame - seen["event_bytes"] / max(1, seen["delivered"])))
     return size
 
 
@@ -164,22 +198,23 @@ async def idle(database: Database, peers: list[str]) -> list[Row]:
     """5,000 and 10,000 clients of 1,000 topics, and nothing happens."""
     rows = []
     for clients in (1000,) if database.quick else (5000, 10_000):
-
-        async def at_rest(database: Database, hub: Hub, clients: int = clients) -> Figures:
-            async with connected(hub, 64, 64):  # what the first clients cost, the others do not
-                await asyncio.sleep(1)
-            before = hub.memory()
-            async with connected(hub, clients, 1000) as (_, ready):
-                await asyncio.sleep(3)
-                held, cpu, seconds = hub.memory() - before, hub.cpu(), 5 if database.quick else 20
-                await asyncio.sleep(seconds)
-                return {"KB/client": held / clients, "CPU %": (hub.cpu() - cpu) / seconds * 100, "refused": clients - ready["ready"]}
-
-        found = await _compare(database, peers, at_rest, 1)
+        found = await _compare(database, peers, functools.partial(_at_rest, clients=clients), 1)
         name = f"{clients:,} idle"
         bounds = {"KB/client": 4.0, "refused": 0.0, **({"CPU %": 1.0} if clients == 5000 else {})}
         rows += _table(name, found, *(_target(name, found, figure, at_most=most) for figure, most in bounds.items()))
     return rows
+
+
+async def _at_rest(database: Database, hub: Hub, clients: int) -> Figures:
+    async with connected(hub, 64, 64):  # what the first clients cost, the others do not
+        await asyncio.sleep(1)
+    before = hub.memory()
+    async with connected(hub, clients, 1000) as (load, ready):
+        await asyncio.sleep(3)
+        held, cpu, seconds = hub.memory() - before, hub.cpu(), 5 if database.quick else 20
+        await asyncio.sleep(seconds)
+        used, ended = hub.cpu() - cpu, (await load.ask("STAT"))["closed"]
+        return {"KB/client": held / clients, "CPU %": used / seconds * 100, "refused": clients - ready["ready"] + ended}
 
 
 async def replay(database: Database, peers: list[str]) -> list[Row]:
@@ -233,6 +268,88 @@ async def workers(database: Database, peers: list[str]) -> list[Row]:
     return _table("workers", found, *_ratios("workers", found, "CPU s/M frames", {}))
 
 
+async def websocket(database: Database, peers: list[str]) -> list[Row]:
+    """1,000 WebSocket clients of one topic, 100 events/s."""
+    found = await _compare(database, peers, lambda d, h: _loaded(d, h.by("ws"), 1000, 1, 100, frame=STREAMED))
+    name = "WebSocket"
+    ratios = _ratios(name, found, "CPU s/M frames", {"NATS": 1.0})
+    return _table(name, found, *ratios, *(_target(name, found, figure) for figure in ("p50 ms", "p99 ms")), _none(name, found, "lost"))
+
+
+async def websocket_idle(database: Database, peers: list[str]) -> list[Row]:
+    """5,000 WebSocket clients of 1,000 topics, and nothing happens."""
+    clients = 1000 if database.quick else 5000
+    found = await _compare(database, peers, lambda d, h: _at_rest(d, h.by("ws"), clients), 1)
+    name = f"{clients:,} idle by WebSocket"
+    return _table(name, found, _target(name, found, "KB/client", at_most=20), _none(name, found, "refused"))
+
+
+async def many(database: Database, peers: list[str]) -> list[Row]:
+    """10,000 topics on 1,000 connections, ten each, 500 events/s in all: by SSE and by WebSocket."""
+    rows = []
+    for mode, name in {"sse": "10,000 topics by SSE", "ws": "10,000 topics by WebSocket"}.items():
+        chosen = [peer for peer in peers if mode == "ws" or peer.startswith("Rowcast")]
+        found = await _compare(database, chosen, functools.partial(_many, mode=mode))
+        rows += _table(name, found, *(_target(name, found, figure) for figure in ("p50 ms", "p99 ms")), _none(name, found, "lost"))
+    return rows
+
+
+async def _many(database: Database, hub: Hub, mode: str) -> Figures:
+    if hub.mode != "nats":
+        hub = replace(hub.by(mode), sql=GROWN)
+    return await _loaded(database, hub, 1000, 10_000, 500, each=10, frame=STREAMED)
+
+
+async def subscribe(database: Database, peers: list[str]) -> list[Row]:
+    """From asking for a topic to its first event, which is in the log already: 1,000 clients, 200 a second."""
+    rows = []
+    for how in ("SSE connect", "WebSocket connect", "WebSocket subscribe"):
+        found = await _compare(database, [peer for peer in peers if peer != "NATS"], functools.partial(_subscribed, how=how))
+        figures = {"p50 ms": None, "p99 ms": 10.0, "lost": 0.0}
+        rows += _table(how, found, *(_target(how, found, figure, at_most=most) for figure, most in figures.items()))
+    return rows
+
+
+async def _subscribed(database: Database, hub: Hub, how: str) -> Figures:
+    async with connected(hub, 64, 64):  # what the first clients cost, the others do not
+        await asyncio.sleep(1)
+    clients, rate = (200 if database.quick else 1000), 200
+    sessions = await _written(database, clients)
+    if how == "SSE connect":
+        async with connected(hub.by("sse", f"/api/sse/{sessions}"), clients, clients, rate=rate) as (load, _):
+            return await _first(load, clients)
+    if how == "WebSocket connect":
+        async with connected(hub.by("ws", f"/api/stream?topic=session:{sessions}"), clients, clients, rate=rate) as (load, _):
+            return await _first(load, clients)
+    async with connected(hub.by("ws", "/api/stream"), clients, clients) as (load, _):
+        load.say(json.dumps({"action": "subscribe", "topic": f"session:{sessions}"}), rate)
+        return await _first(load, clients)
+
+
+async def _first(load: Clients, clients: int) -> Figures:
+    seen = await load.arrived(clients)
+    first, wrong = seen["first_ms"], seen["dups"] + seen["misrouted"]
+    if not first["n"]:
+        sys.exit(f"no event came: {seen['first_error']}")
+    return {
+        "p50 ms": first["p50"],
+        "p99 ms": first["p99"],
+        "max ms": first["max"],
+        "lost": clients - first["n"],
+        "doubled or misplaced": wrong,
+    }
+
+
+async def _written(database: Database, events: int) -> str:
+    """Writes an event for each of so many new sessions, and waits until the log has them; their id, with `{S}` for the number."""
+    prefix = str(uuid.uuid4())[:24]
+    db = await database.connect()
+    await db.execute(NEW.format(prefix=prefix, last=events - 1))
+    await until(lambda: db.fetchval("SELECT NOT EXISTS (SELECT FROM rowcast.outbox)"))
+    await db.close()
+    return prefix + "{S}"
+
+
 async def _missed(database: Database, events: int) -> str:
     """Writes so many events of topic 0; the cursor before them."""
     db = await database.connect()
@@ -252,7 +369,7 @@ async def _write(db: Connection, hub: Hub, events: int) -> None:
 
 
 SCENARIOS: dict[str, Callable[[Database, list[str]], Awaitable[list[Row]]]] = dict(
-    zip(ALL, (hot, topics, flood, sustained, idle, replay, storm, stuck, workers), strict=True)
+    zip(ALL, (hot, topics, flood, sustained, idle, replay, storm, stuck, workers, websocket, websocket_idle, many, subscribe), strict=True)
 )
 
 

@@ -15,7 +15,7 @@ import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,8 +28,15 @@ LOAD = HERE / "load"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 NOTIFY = "SELECT pg_notify($1, $2)"
-UPDATE = f"UPDATE message SET text = {APPEND.format('$2')} WHERE id = ('00000000-0000-0000-0000-' || lpad($1, 12, '0'))::uuid"
+UPDATE = "UPDATE message SET text = {0} WHERE id = ('00000000-0000-0000-0000-' || lpad($1, 12, '0'))::uuid"
+APPENDED = UPDATE.format(APPEND.format("$2"))
 """Rowcast's event is a row that changes; session n has the message n."""
+GROWN = UPDATE.format("text || $2")
+"""The same where few come to each topic: all frames are alike, and no text gets long."""
+
+
+SESSION = "00000000-0000-0000-0000-{S}"
+STREAM = "/api/stream?from=now[&topic=session:" + SESSION + "]"
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,19 @@ class Hub:
     name: str
     port: int
     path: str
-    """`{s}` is the number of a client's topic, `{S}` the same in twelve digits."""
+    """`{s}` is the number of a client's topic, `{S}` the same in twelve digits, `[…]` comes once for each of its topics."""
     pid: int
     sql: str = NOTIFY
     channel: str = "events"
     template: str = '{"session":"{s}","m":"{mark}","pad":"{pad}"}'
+    mode: str = "sse"
+    """Or `ws`, or `nats`: the NATS protocol in WebSocket frames."""
+    greeting: str = ""
+    """What a client says once it is connected."""
+
+    def by(self, mode: str, path: str = STREAM) -> "Hub":
+        """The same, followed by SSE or WebSocket; NATS has one way only."""
+        return self if self.mode == "nats" else replace(self, mode=mode, path=path)
 
     def cpu(self) -> float:
         """Seconds of processor time of the hub and its children so far."""
@@ -79,6 +94,8 @@ def present(name: str) -> bool:
         missing = "nginx and libnginx-mod-nchan"
     if name == "broadcaster" and importlib.util.find_spec("broadcaster") is None:
         missing = "the Python package broadcaster"
+    if name == "NATS" and not shutil.which("nats-server"):
+        missing = "nats-server"
     if missing:
         say(f"without {name}: it needs {missing}")
     return missing is None
@@ -88,13 +105,31 @@ def present(name: str) -> bool:
 async def running(name: str, database: Database) -> AsyncIterator[Hub]:
     if name.startswith("Rowcast"):
         async with hub(database, asgi="ASGI" in name, workers=2 if "2 workers" in name else 1) as served:
-            path = "/api/sse/00000000-0000-0000-0000-{S}?from=now"
-            yield Hub(name, urlsplit(served.url).port or 0, path, served.pid, UPDATE, "{s}", "{mark}{pad}")
+            path = f"/api/sse/{SESSION}?from=now"
+            yield Hub(name, urlsplit(served.url).port or 0, path, served.pid, APPENDED, "{s}", "{mark}{pad}")
         return
     port = _free_port()
     async with AsyncExitStack() as stack:
         pid = await PEERS[name](stack, database, port)
-        yield Hub(name, port, "/sse/{s}", pid, channel="ch_{s}" if name == "broadcaster" else "events")
+        if name == "NATS":
+            yield Hub(name, port, "/", pid, mode="nats", greeting=SUBSCRIBE)
+        else:
+            yield Hub(name, port, "/sse/{s}", pid, channel="ch_{s}" if name == "broadcaster" else "events")
+
+
+SUBSCRIBE = r'CONNECT {"verbose":false,"pedantic":false,"protocol":1}\r\n[SUB ev.{s} {s}\r\n]'
+
+
+async def _nats(stack: AsyncExitStack, database: Database, port: int) -> int:
+    """Clients come by WebSocket, the bridge by NATS's own port."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    own = _free_port()
+    text = (HERE / "peers/nats.conf").read_text().replace("{websocket}", str(port)).replace("{port}", str(own))
+    (folder / "nats.conf").write_text(text)
+    process = await _start(stack, port, "nats-server", "-c", folder / "nats.conf")
+    bridge = {"conninfo": database.url, "listen": "events", "proto": "nats", "port": own, "path": "ev.{s}"}
+    await _start(stack, 0, LOAD / "pgbridge", *_options(bridge))
+    return process.pid
 
 
 async def _nchan(stack: AsyncExitStack, database: Database, port: int) -> int:
@@ -120,6 +155,7 @@ PEERS: dict[str, Callable[[AsyncExitStack, Database, int], Awaitable[int]]] = {
     "C floor": _floor,
     "C floor, joined": lambda stack, database, port: _floor(stack, database, port, "--coalesce"),
     "nchan": _nchan,
+    "NATS": _nats,
     "broadcaster": functools.partial(_uvicorn, app="broadcaster_app:app"),
 }
 
@@ -183,6 +219,11 @@ class Clients:
         assert self._process.stdin
         self._process.stdin.write(b"RESET\n")
 
+    def say(self, text: str, rate: float) -> None:
+        """Over WebSocket, one client after the other, so many a second."""
+        assert self._process.stdin
+        self._process.stdin.write(f"SEND {rate} {text}\n".encode())
+
     async def arrived(self, frames: int, patience: float = 10.0) -> dict[str, Any]:
         """What there is once so many have arrived, or nothing more does, or it takes for ever."""
         deadline = time.monotonic() + PATIENCE / 2
@@ -195,16 +236,21 @@ class Clients:
 
 @asynccontextmanager
 async def connected(
-    hub: Hub, clients: int, topics: int = 1, concurrency: int = 64, stalled: int = 0, path: str = ""
+    hub: Hub, clients: int, topics: int = 1, each: int = 1, concurrency: int = 64, stalled: int = 0, path: str = "", rate: float = 0
 ) -> AsyncIterator[tuple[Clients, dict[str, Any]]]:
-    """Clients, all with a stream; and how long that took. The first `stalled` never read."""
-    options = {"port": hub.port, "path": path or hub.path, "conns": clients, "sessions": topics}
-    options |= {"concurrency": concurrency, "stall": stalled, "stall-rcvbuf": 4096}
+    """Clients, all with a stream of `each` topics; and how long that took. The first `stalled` never read. They come
+    as many a second as `rate` says, or at once."""
+    options: dict[str, object] = {"port": hub.port, "mode": hub.mode, "path": path or hub.path}
+    options |= {"conns": clients, "sessions": topics, "each": each}
+    options |= {"concurrency": concurrency, "connect-rate": rate, "stall": stalled, "stall-rcvbuf": 4096}
+    options |= {"ws-send": hub.greeting} if hub.greeting else {}
     command = (LOAD / "hubload", *_options(options))
     process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, preexec_fn=end_with_parent(signal.SIGKILL))
     try:
         load = Clients(process)
         ready = await load.answer("READY")
+        if not ready["ready"]:
+            sys.exit(f"{hub.name}: no connection to {options['path']}: {ready['first_error']}")
         if ready["ready"] != clients:
             say(f"{hub.name}: {ready['failed']} of {clients} connections failed: {ready['first_error']}")
         yield load, ready

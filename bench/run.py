@@ -4,7 +4,8 @@ import bulk
 import fanout
 import functions
 import latency
+import watch
 import writers
 from side_by_side import parser, run
 
-run(parser(__doc__).parse_args(), writers.measure, functions.measure, latency.measure, bulk.measure, fanout.measure)
+run(parser(__doc__).parse_args(), writers.measure, functions.measure, latency.measure, bulk.measure, watch.measure, fanout.measure)

@@ -206,7 +206,12 @@ class Served:
 
 
 # What another server than ours does: nothing is taken over from it.
-OVER_ASGI = "from rowcast import cli, takeover; takeover.Protocol = takeover.HttpToolsProtocol; cli.main()"
+OVER_ASGI = """
+from rowcast import cli, takeover
+takeover.Protocol = takeover.HttpToolsProtocol
+takeover.WebSocketProtocol = takeover.WebSocketsSansIOProtocol
+cli.main()
+"""
 
 
 @asynccontextmanager
