@@ -93,6 +93,25 @@ async def test_it_resumes_with_a_cursor(hub: Hub, writer: Writer) -> None:
         assert [frame["data"]["offset"] for frame in frames[1:-1]] == list(range(700))
 
 
+async def test_one_job_ends_with_its_stream(hub: Hub, writer: Writer) -> None:
+    project = await writer.project()
+    job = await writer.insert("job", kind="ingest", project_id=project, status="running")
+    path = f"/api/stream/projects/{project}/ingest/{job}"
+    async with opened(hub.url, path) as socket:
+        await socket.until("caught_up")
+        await writer.update("job", job, status="completed")
+        end = (await socket.expect("ingest.job.completed", "end"))[-1]
+        assert await socket.code() == 1000
+    async with opened(hub.url, f"{path}?after={end['cursor']}") as again:
+        (said,) = await again.expect("end")
+        assert (said["data"]["job_id"], said["data"]["cursor"]) == (str(job), end["cursor"])
+        assert await again.code() == 1000
+    async with opened(hub.url, f"/api/stream/projects/{project}/agent-runs/{job}") as wrong:
+        (error,) = await wrong.expect("error")
+        assert error["data"]["code"] == "not_found"
+        assert await wrong.code() == 1008
+
+
 async def test_topics_change_on_the_fly(hub: Hub, writer: Writer) -> None:
     one, two = await writer.session(), await writer.session()
     await writer.message(two, "before")

@@ -12,13 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..database import TROUBLE
-from ..events import Cursor, Topics
+from ..events import Topics
 from ..feed import Feed
 from ..follower import Start, Wish
 from ..sinks import AsgiSink, SocketSink
 from . import query
-from .targets import Aim
+from .targets import Aim, ended
 
 HEADERS = {"Cache-Control": "no-cache, no-store, no-transform"}
 
@@ -81,15 +80,8 @@ def stream(aim: Aim) -> Callable[[Request], Awaitable[Response]]:
         rowcast = request.app.state.rowcast
         target = await aim(request)
         wish = query.wish(request, target)
-        if wish.until_end and wish.after and await _ended(rowcast.feed, target.topics, wish.after):
+        if await ended(rowcast.feed, target.topics, wish):
             return Response(status_code=204)  # tells EventSource to stay away
         return EventStream(rowcast.feed, target.topics, wish, rowcast.settings.buffer)
 
     return endpoint
-
-
-async def _ended(feed: Feed, topics: Topics, after: Cursor) -> bool:
-    try:
-        return await feed.ended(topics, after)
-    except TROUBLE:
-        return False

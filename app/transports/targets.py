@@ -8,7 +8,9 @@ from starlette.requests import HTTPConnection
 
 from ..database import TROUBLE, explain
 from ..errors import DatabaseUnavailable, InvalidParameter, NotFound
-from ..events import Topic
+from ..events import Topic, Topics
+from ..feed import Feed
+from ..follower import Wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +76,13 @@ def job(kind: str) -> Aim:
         return Target((topic,), {"project_id": of.id, "job_id": topic.id}, of.id)
 
     return aim
+
+
+async def ended(feed: Feed, topics: Topics, wish: Wish) -> bool:
+    """Whether a client that follows to the end came back and has it already."""
+    if not wish.until_end or wish.after is None:
+        return False
+    try:
+        return await feed.ended(topics, wish.after)
+    except TROUBLE:
+        return False

@@ -15,7 +15,7 @@ from ..follower import Follower, Joining
 from ..frames import WIRES, texts
 from ..sinks import AsgiSink
 from . import query
-from .targets import Aim, Target
+from .targets import Aim, Target, ended
 
 FRAME_MOST = 65_536
 """Bytes of one client frame."""
@@ -47,11 +47,12 @@ def websocket(aim: Aim) -> Callable[[WebSocket], Awaitable[None]]:
             target = await aim(socket)
             wish = query.wish(socket, target, ("socket",))
         except RowcastError as error:
-            frame = WIRES["socket"].told("error", msgspec.json.encode(_described(error)))
-            await socket.send_text(next(texts(frame)))
-            await socket.close(error.websocket_code)
+            await _only(socket, "error", _described(error), error.websocket_code)
             return
         rowcast = socket.app.state.rowcast
+        if await ended(rowcast.feed, target.topics, wish):
+            await _only(socket, "end", {**wish.about, "cursor": str(wish.after)}, 1000)
+            return
         offer = socket.scope.get("extensions", {}).get("rowcast.socket")
         sink = offer.take(rowcast.settings.buffer) if offer else None
         if sink is not None:
@@ -66,6 +67,13 @@ def websocket(aim: Aim) -> Callable[[WebSocket], Awaitable[None]]:
             sink.discard()
 
     return endpoint
+
+
+async def _only(socket: WebSocket, type: str, data: object, code: int) -> None:
+    """All that there is to say."""
+    frame = WIRES["socket"].told(type, msgspec.json.encode(data))
+    await socket.send_text(next(texts(frame)))
+    await socket.close(code)
 
 
 async def _send(socket: WebSocket, sink: AsgiSink) -> None:
