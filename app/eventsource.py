@@ -3,7 +3,7 @@
 import http.client
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -16,10 +16,8 @@ SILENCE = 40.0
 AGAIN = (408, 429)
 """Statuses below 500 that are worth another try."""
 
-
 LONGEST = 60.0
 """Seconds between two tries, whatever the server asks for."""
-
 
 SCHEMES = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
 
@@ -53,22 +51,21 @@ class EventSource:
     _lost: bool = False
 
     def __iter__(self) -> Iterator[Frame]:
-        ended = False
-        while not ended:
+        while True:
             try:
-                ended = yield from self._connected()
+                yield from self._connected()
+                return
             except (OSError, http.client.HTTPException, Refused) as error:
                 self._say(lost=True, why=str(error) or type(error).__name__)
-            if not ended:
-                time.sleep(self.retry)
+            time.sleep(self.retry)
 
     def _say(self, lost: bool, why: str = "") -> None:
         if lost != self._lost:
             self.note(f"no connection ({why}), trying again" if lost else "connected again")
         self._lost = lost
 
-    def _connected(self) -> Generator[Frame, None, bool]:
-        """Until the connection ends. Returns whether there will be nothing more."""
+    def _connected(self) -> Iterator[Frame]:
+        """Returns if there will be nothing more. However else the connection ends, that raises."""
         connection = self._connection()
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": self.cursor} if self.cursor else {})}
         try:
@@ -76,12 +73,12 @@ class EventSource:
             connection.request("GET", f"{parts.path}?{parts.query}", headers=headers)
             response = connection.getresponse()
             if response.status == 204:
-                return True
+                return
             self._check(response)
             for frame in self._frames(response):
                 self._say(lost=False)
                 yield frame
-            return False
+            raise Refused("the stream ended")
         finally:
             connection.close()
 

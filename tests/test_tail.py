@@ -335,7 +335,7 @@ async def test_a_job_is_a_bar(hub: Hub, writer: Writer) -> None:
         await terminal.shows("caught_up")
         first = await job(writer, session_id=session, progress=25, stage="reading")
         second = await job(writer, session_id=session, name="other.pdf", progress=50)
-        await terminal.shows(r"report.pdf ━+.* 25% reading\nother.pdf ━+.* 50% running")
+        await terminal.shows(r"report.pdf ━+.* 25% reading\nother.pdf +━+.* 50% running")
         await writer.update("job", first, progress=75, message="3 of 4 pages")
         await terminal.shows(r"report.pdf ━+.* 75% 3 of 4 pages")
         await writer.update("job", second, status="failed", error="no such file")
