@@ -6,15 +6,20 @@ This leans on the insides of uvicorn, whose minor version is pinned for it. Unde
 or behind a middleware that changes what is sent, nothing is taken, and the bytes are the same.
 """
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
 from .sinks import SocketSink, WebSocketSink
+
+Hear = Callable[[Message], Awaitable[None]]
 
 
 class Offer:
@@ -68,6 +73,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     """Offers each WebSocket its socket, to write to. Reading and control frames stay here."""
 
     _sink: WebSocketSink | None = None
+    _inbox: "Inbox | None" = None
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -81,6 +87,31 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.set_write_buffer_limits(limit)
         self._sink = WebSocketSink(self.transport, not self.writable.is_set(), self._end)
         return self._sink
+
+    def listen(self, hear: Hear) -> None:
+        """What the client says goes to `hear` from now on. The application may return: an idle client has no task."""
+        heard, self._inbox = self.queue, Inbox(hear, self._hear_more)
+        self.queue = self._inbox  # type: ignore[assignment]
+        while not heard.empty():
+            self._inbox.put_nowait(heard.get_nowait())
+        del self.scope, self.request, self.response
+
+    def _hear_more(self) -> None:
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    async def run_asgi(self) -> None:
+        """As uvicorn does it, but who listens stays when the application returns."""
+        try:
+            with suppress(ClientDisconnected):
+                await self.app(self.scope, self.receive, self.send)
+        except Exception:
+            self.logger.exception("Exception in ASGI application\n")
+        finally:
+            self.send_500_response()  # if it is not accepted
+            if self._inbox is None and self.close_timer is None:
+                self.transport.close()
 
     async def _end(self, code: int) -> None:
         with suppress(OSError):  # it has gone meanwhile
@@ -100,3 +131,28 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self._sink:
             self._sink.lost()
         super().connection_lost(exc)
+
+
+class Inbox:
+    """Stands in for the queue of what a client says: it is heard as it comes, one frame after the other. Meanwhile
+    uvicorn reads no more."""
+
+    __slots__ = ("_frames", "_hear", "_hearing", "_then")
+
+    def __init__(self, hear: Hear, then: Callable[[], None]) -> None:
+        self._hear = hear
+        self._then = then
+        self._frames: list[Any] = []
+        self._hearing: asyncio.Task[None] | None = None
+
+    def put_nowait(self, message: Any) -> None:
+        if message["type"] == "websocket.receive":
+            self._frames.append(message)
+            if self._hearing is None:
+                self._hearing = asyncio.create_task(self._hear_all(), name="hear a websocket")
+
+    async def _hear_all(self) -> None:
+        while self._frames:
+            await self._hear(self._frames.pop(0))
+        self._hearing = None
+        self._then()

@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from rowcast.transports.websocket import Conversation
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
 
 from .rig import Hub, HubProcess, Writer, on_database, until, until_sql
 
@@ -218,6 +222,53 @@ async def test_a_bad_frame_is_answered_and_the_connection_stays(hub: Hub, text: 
         assert says in error["data"]["error"]
         await socket.say(action="ping")
         await socket.expect("pong")
+
+
+async def test_frames_are_heard_in_order_from_the_first(hub: Hub) -> None:
+    address = urlsplit(hub.url)
+    reader, out = await asyncio.open_connection(address.hostname, address.port)
+    handshake = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + "A" * 22 + "==\r\n"
+    frames = [Frame(Opcode.TEXT, json.dumps({"action": "ping", "id": n}).encode()).serialize(mask=True) for n in range(50)]
+    out.write(f"GET /api/stream HTTP/1.1\r\nHost: x\r\n{handshake}\r\n".encode())
+    async with asyncio.timeout(20):
+        await reader.readuntil(b"\r\n\r\n")
+        out.write(b"".join(frames))
+        seen = b""
+        while b'"id":49' not in seen:
+            data = await reader.read(65536)
+            assert data, seen
+            seen += data
+    assert [int(n) for n in re.findall(rb'"pong","data":{"id":([0-9]+)}', seen)] == list(range(50))
+    out.close()
+
+
+def running() -> set[str]:
+    return {task.get_coro().__name__ for task in asyncio.all_tasks()}  # type: ignore[union-attr]
+
+
+async def test_idle_clients_have_no_task(hub: Hub, request: pytest.FixtureRequest) -> None:
+    if "asgi" in request.node.name:
+        pytest.skip("over ASGI they have")
+    async with opened(hub.url, "/api/stream?topic=session:a") as one, opened(hub.url, "/api/stream?topic=session:a") as two:
+        for socket in (one, two):
+            await socket.expect("connected", "caught_up")
+            await socket.say(action="ping")
+            await socket.expect("pong")
+        await until(lambda: not {"run_asgi", "_hear_all", "catch_up"} & running())
+
+
+async def test_a_bug_of_ours_is_told_and_ends_it(hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(conversation: Conversation, frame: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Conversation, "_ping", broken)
+    async with opened(hub.url, "/api/stream") as socket:
+        await socket.expect("connected", "caught_up")
+        await socket.say(action="ping")
+        (error,) = await socket.expect("error")
+        assert error["data"]["error"] == "internal error"
+        assert await socket.code() == 1011
+    assert "ZeroDivisionError" in caplog.text
 
 
 async def test_too_many_topics_are_refused(database: str) -> None:

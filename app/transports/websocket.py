@@ -1,21 +1,25 @@
 """WebSocket (RFC 6455): the same events as text frames of JSON, on the socket itself or over any ASGI server."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..database import TROUBLE, explain
 from ..errors import DatabaseUnavailable, InvalidParameter, NotFound, RowcastError
 from ..events import Cursor, Topic
-from ..follower import Follower, Joining
+from ..follower import Follower, Joining, Wish
 from ..frames import WIRES, texts
 from ..sinks import AsgiSink
 from . import query
 from .targets import Aim, Target, ended
+
+logger = logging.getLogger(__name__)
 
 FRAME_MOST = 65_536
 """Bytes of one client frame."""
@@ -54,17 +58,10 @@ def websocket(aim: Aim) -> Callable[[WebSocket], Awaitable[None]]:
             await _only(socket, "end", {**wish.about, "cursor": str(wish.after)}, 1000)
             return
         offer = socket.scope.get("extensions", {}).get("rowcast.socket")
-        sink = offer.take(rowcast.settings.buffer) if offer else None
-        if sink is not None:
-            await Conversation(socket, target, rowcast.feed.follow(target.topics, wish, sink)).run()
-            return
-        sink = AsgiSink(rowcast.settings.buffer)
-        sending = asyncio.create_task(_send(socket, sink), name="send to a websocket")
-        try:
-            await Conversation(socket, target, rowcast.feed.follow(target.topics, wish, sink)).run()
-        finally:
-            sending.cancel()
-            sink.discard()
+        if offer and (sink := offer.take(rowcast.settings.buffer)):
+            offer.listen(Conversation(rowcast, target, rowcast.feed.follow(target.topics, wish, sink)).hear)
+        else:
+            await _converse(socket, target, wish)
 
     return endpoint
 
@@ -74,6 +71,20 @@ async def _only(socket: WebSocket, type: str, data: object, code: int) -> None:
     frame = WIRES["socket"].told(type, msgspec.json.encode(data))
     await socket.send_text(next(texts(frame)))
     await socket.close(code)
+
+
+async def _converse(socket: WebSocket, target: Target, wish: Wish) -> None:
+    """Until the client is gone."""
+    rowcast = socket.app.state.rowcast
+    sink = AsgiSink(rowcast.settings.buffer)
+    sending = asyncio.create_task(_send(socket, sink), name="send to a websocket")
+    try:
+        conversation = Conversation(rowcast, target, rowcast.feed.follow(target.topics, wish, sink))
+        while (message := await socket.receive())["type"] == "websocket.receive":
+            await conversation.hear(message)
+    finally:
+        sending.cancel()
+        sink.discard()
 
 
 async def _send(socket: WebSocket, sink: AsgiSink) -> None:
@@ -87,25 +98,26 @@ async def _send(socket: WebSocket, sink: AsgiSink) -> None:
 class Conversation:
     """What a client says, and what it is answered, in the stream of its events."""
 
-    def __init__(self, socket: WebSocket, target: Target, follower: Follower) -> None:
-        self._socket = socket
+    __slots__ = ("_follower", "_rowcast", "_target")
+
+    def __init__(self, rowcast: Any, target: Target, follower: Follower) -> None:
+        self._rowcast = rowcast
         self._target = target
         self._follower = follower
-        self._rowcast = socket.app.state.rowcast
 
-    async def run(self) -> None:
-        """Until the client is gone."""
+    async def hear(self, message: Message) -> None:
+        """One frame, as ASGI has it."""
         follower = self._follower
+        if len(message.get("text") or "") > FRAME_MOST or len(message.get("bytes") or b"") > FRAME_MOST:
+            follower.close(1009)
+            return
+        if follower.sink.full:  # who does not read the answers is not heard
+            await follower.sink.drained()
         try:
-            while (message := await self._socket.receive())["type"] == "websocket.receive":
-                if len(message.get("text") or "") > FRAME_MOST or len(message.get("bytes") or b"") > FRAME_MOST:
-                    follower.close(1009)
-                    continue
-                if follower.sink.full:  # who does not read the answers is not heard
-                    await follower.sink.drained()
-                await self._answer(message.get("text"))
-        finally:
-            follower.gone()
+            await self._answer(message.get("text"))
+        except Exception:
+            logger.exception("%r failed", follower)
+            follower.fail("internal error")
 
     async def _answer(self, text: str | None) -> None:
         id: Name = None
