@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Each process has a PostgreSQL of its own; one that is given is shared, and its roles are everybody's.
+PYTEST_ARGS ?= $(if $(TEST_DATABASE_URL),,--numprocesses 3 --dist worksteal)
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench mutants lock clean
 

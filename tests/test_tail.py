@@ -21,7 +21,8 @@ from rowcast.tail import Target
 from .rig import Hub, HubProcess, Writer, until
 
 ENDS = {"completed": 0, "failed": 1, "cancelled": 3}
-ENVIRONMENT = {**{k: v for k, v in os.environ.items() if k != "NO_COLOR"}, "PYTHONUNBUFFERED": "1", "TERM": "xterm-256color"}
+_OF_OURS = ("NO_COLOR", "COLUMNS", "LINES")  # the terminal says how large it is
+ENVIRONMENT = {**{k: v for k, v in os.environ.items() if k not in _OF_OURS}, "PYTHONUNBUFFERED": "1", "TERM": "xterm-256color"}
 
 
 @dataclass
