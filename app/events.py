@@ -26,7 +26,8 @@ AUDIENCES: dict[Kind, str] = {
 
 JOB_FAMILIES = ("ingest.job", "agent.run", "workflow.run", "task")
 _ENDS = ("completed", "failed", "cancelled")
-_CURSOR = re.compile(r"([0-9a-f]{8})-([0-9]{1,18})", re.ASCII)
+ID_MOST = 128
+CURSOR = re.compile(r"([0-9a-f]{8})-([0-9]{1,18})", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _PATTERN = re.compile(r"\*|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(\.\*)?", re.ASCII)
 
@@ -39,7 +40,7 @@ class Cursor(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, parameter: str = "after") -> "Cursor":
-        if match := _CURSOR.fullmatch(text):
+        if match := CURSOR.fullmatch(text):
             return cls(match[1], Position(int(match[2])))
         raise InvalidParameter(parameter, "must be a cursor as received in an event's id")
 
@@ -55,8 +56,8 @@ class Topic(NamedTuple):
 
     @classmethod
     def of(cls, kind: Kind, id: str, parameter: str | None = None) -> "Topic":
-        if not 1 <= len(id) <= 128 or _CONTROL.search(id):
-            raise InvalidParameter(parameter or AUDIENCES[kind], "must be 1 to 128 characters without control characters")
+        if not 1 <= len(id) <= ID_MOST or _CONTROL.search(id):
+            raise InvalidParameter(parameter or AUDIENCES[kind], f"must be 1 to {ID_MOST} characters without control characters")
         return cls(kind, id)
 
     @classmethod

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
+from . import reference
 from . import settings as settings_module
 from .database import create_pool
 from .errors import InvalidParameter, RowcastError
@@ -176,6 +177,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
             Route("/api/v1/tasks/{task_id:id}", task_state),
             Route("/livez", livez),
             Route("/readyz", readyz),
+            Route("/openapi.json", reference.serve(reference.openapi)),
+            Route("/asyncapi.json", reference.serve(reference.asyncapi)),
             Route("/", page),
         ],
         exception_handlers={RowcastError: on_rowcast_error, HTTPException: on_http_error, Exception: on_bug},

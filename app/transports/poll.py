@@ -21,7 +21,6 @@ from ..log import Batch
 from . import query
 from .targets import Aim
 
-WAIT_MOST = 30.0
 LOCATE_TIMEOUT = 5.0
 HEADERS = {"Cache-Control": "private, no-cache"}
 
@@ -63,7 +62,7 @@ def poll(aim: Aim) -> Callable[[Request], Awaitable[Response]]:
 
     async def endpoint(request: Request) -> Response:
         target = await aim(request)
-        wish, wait = query.wish(request, target), query.seconds(request, "wait", WAIT_MOST)
+        wish, wait = query.wish(request, target), query.WAIT.of(request.query_params, 0)
         if wish.since == "snapshot":
             raise InvalidParameter("from", "a poll has no snapshot: GET /api/sessions/{session_id} has the state and its cursor")
         return _answer(request, await _poll(request.app.state.rowcast.feed, target.topics, wish, wait))

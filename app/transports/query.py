@@ -1,31 +1,71 @@
 """What a request's path, query and headers ask for. Malformed ones raise InvalidParameter."""
 
-from collections.abc import Mapping, Sequence
-from typing import get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
+import msgspec
+from msgspec import Meta
 from starlette.requests import HTTPConnection
 
 from ..burst import View
 from ..errors import InvalidParameter
-from ..events import Cursor
+from ..events import CURSOR, Cursor
 from ..follower import From, Wish
-from ..frames import Format
 from .targets import Target
 
 LAST_EVENT_ID = "Last-Event-ID"
 BATCH_MOST = 60_000
+WAIT_MOST = 30
 
 
-def wish(connection: HTTPConnection, target: Target, formats: Sequence[Format] = ("event", "message")) -> Wish:
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One of a query. Its type is what the text is read as, and its schema in the documents."""
+
+    name: str
+    type: Any
+    must: str
+    says: str
+
+    def of(self, query: Mapping[str, str], default: Any) -> Any:
+        try:
+            return msgspec.convert(query.get(self.name, default), self.type, strict=False)
+        except msgspec.ValidationError:
+            raise InvalidParameter(self.name, f"must be {self.must}") from None
+
+
+# fmt: off
+TOPIC = Parameter("topic", list[str], "<kind>:<id>", "what to follow, `<kind>:<id>`; once or several times")
+AFTER = Parameter("after", Annotated[str, Meta(pattern=f"^({CURSOR.pattern})?$")], "a cursor",
+                  "begin after this cursor; the header Last-Event-ID says the same and wins")
+FROM = Parameter("from", From, "recent, start, now or snapshot",
+                 "where to begin without a cursor: the last few minutes, all that is kept, now, or (of one session or one job) the state")
+FROM_LOG = Parameter("from", Literal["recent", "start", "now"], "recent, start or now",
+                     "where to begin without a cursor: the last few minutes, all that is kept, or now")
+TYPES = Parameter("types", Annotated[str, Meta(max_length=1000)], "types",
+                  "only events of these types, or prefixes such as `message.*`, separated by commas")
+FORMAT = Parameter("format", Literal["event", "message"], "event or message",
+                   "message: everything under the default event name, for `onmessage`")
+UNTIL = Parameter("until", Literal["end", "never"], "end or never",
+                  "end: close after the first event that ends a job or a request; so by default where one of these is followed")
+BATCH = Parameter("batch", Annotated[int, Meta(ge=0, le=BATCH_MOST)], f"a whole number of milliseconds from 0 to {BATCH_MOST}",
+                  "milliseconds in which at most one write is made, of events that are merged")
+WAIT = Parameter("wait", Annotated[float, Meta(ge=0, le=WAIT_MOST)], f"a number of seconds from 0 to {WAIT_MOST}",
+                 "with nothing new, hold the answer back for at most so many seconds")
+# fmt: on
+
+
+def wish(connection: HTTPConnection, target: Target) -> Wish:
     """`Last-Event-ID` (what EventSource sends by itself) wins over `after`."""
     query = connection.query_params
-    format: Format = one_of(query, "format", formats, formats[0])  # type: ignore[assignment]
-    batch = milliseconds(query.get("batch", "0"))
+    format = "socket" if connection.scope["type"] == "websocket" else FORMAT.of(query, "event")
+    batch = BATCH.of(query, 0)
     return Wish(
         after=cursor(connection),
         since=since(query, snapshot=target.has_state),
         view=View.of(query.get("types", "*"), format, target.project, batch > 0),
-        until_end=one_of(query, "until", ("end", "never"), "end" if target.ends else "never") == "end",
+        until_end=UNTIL.of(query, "end" if target.ends else "never") == "end",
         batch=batch,
         about=target.about,
     )
@@ -39,31 +79,7 @@ def cursor(connection: HTTPConnection) -> Cursor | None:
 
 
 def since(query: Mapping[str, str], snapshot: bool = False) -> From:
-    allowed = get_args(From)
-    if query.get("from") == "snapshot" and not snapshot:
+    value: From = FROM.of(query, "recent")
+    if value == "snapshot" and not snapshot:
         raise InvalidParameter("from", "snapshot is of one session or one job")
-    return one_of(query, "from", allowed, "recent")  # type: ignore[return-value]
-
-
-def milliseconds(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:6]) <= BATCH_MOST):
-        raise InvalidParameter("batch", f"must be a whole number of milliseconds from 0 to {BATCH_MOST}")
-    return int(text)
-
-
-def seconds(connection: HTTPConnection, name: str, most: float) -> float:
-    text = connection.query_params.get(name, "0")
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= most:
-        raise InvalidParameter(name, f"must be a number of seconds from 0 to {most:g}")
-    return value
-
-
-def one_of(query: Mapping[str, str], name: str, allowed: Sequence[str], default: str) -> str:
-    value = query.get(name, default)
-    if value not in allowed:
-        raise InvalidParameter(name, f"must be {' or '.join(allowed)}")
     return value

@@ -49,7 +49,7 @@ def websocket(aim: Aim) -> Callable[[WebSocket], Awaitable[None]]:
         await socket.accept()
         try:
             target = await aim(socket)
-            wish = query.wish(socket, target, ("socket",))
+            wish = query.wish(socket, target)
         except RowcastError as error:
             await _only(socket, "error", _described(error), error.websocket_code)
             return
@@ -146,7 +146,7 @@ class Conversation:
         after = Cursor.parse(frame.after) if frame.after else None
         since = query.since({"from": frame.from_})
         if frame.batch is not None:
-            follower.batch(query.milliseconds(str(frame.batch)))
+            follower.batch(query.BATCH.of({"batch": str(frame.batch)}, 0))
         acknowledgement = {"topic": str(topic), "id": frame.id}
         wanted = {*follower.topics, *(joining.topic for joining in follower.joining or ())}
         most = self._rowcast.settings.topics
