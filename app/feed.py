@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from .batching import Window
 from .database import TROUBLE, explain
-from .errors import DatabaseUnavailable
+from .errors import DatabaseUnavailable, NotFound
 from .events import Cursor, Position, Topics
 from .follower import Follower, From, Joining, Start, Wish
 from .hub import Hub
@@ -193,6 +193,8 @@ class Feed:
                 else:
                     await self._read(follower)
                 delay = RETRY_FIRST
+            except NotFound as error:
+                follower.fail(str(error))
             except TROUBLE as error:
                 logger.debug("%r: %s", follower, explain(error))
                 await asyncio.sleep(random.uniform(delay / 2, delay))

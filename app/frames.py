@@ -16,6 +16,9 @@ KEEP_ALIVE = b": keep-alive\n"
 TOP_LEVEL = ("ingest.", "agent.", "workflow.")
 """Types whose payload stands at the top level of a WebSocket frame, as their front ends expect."""
 
+TASK = {"id", "name", "status", "progress", "message", "result", "error"}
+"""What is told of a job to those who follow it as a task."""
+
 NO_TASK = b'{"error":"Task not found"}'
 
 
@@ -94,7 +97,8 @@ class OfTask(Wire):
     def event(self, event: Event) -> bytes:
         if event.type == "job.deleted":
             return sse("error", NO_TASK, event.cursor)
-        return self._state(event.row, event.cursor) if event.type.rpartition(".")[0] in JOB_FAMILIES else b""
+        known = event.type.rpartition(".")[0] in JOB_FAMILIES and event.row.keys() >= TASK  # not one of emit(), or one too large
+        return self._state(event.row, event.cursor) if known else b""
 
     def told(self, type: str, data: bytes, cursor: Cursor | None = None) -> bytes:
         if type == "snapshot":
@@ -110,8 +114,9 @@ class WebSocket(Wire):
     """Text frames of JSON (RFC 6455)."""
 
     def event(self, event: Event) -> bytes:
-        if event.type.startswith(TOP_LEVEL) and event.payload != b"{}":
-            head = {"cursor": str(event.cursor), "type": event.type, "session_id": event.session_id, "project_id": event.project_id}
+        head = {"cursor": str(event.cursor), "type": event.type, "session_id": event.session_id, "project_id": event.project_id}
+        fields = event.fields.keys() if event.type.startswith(TOP_LEVEL) else ()
+        if fields and not head.keys() & fields:
             return text_frame(b"%b,%b" % (msgspec.json.encode(head)[:-1], event.payload.lstrip()[1:]))
         return text_frame(enveloped(event))
 

@@ -55,9 +55,19 @@ async def test_other_ends(hub: Hub, writer: Writer, status: str) -> None:
     async with await task(hub, job) as stream:
         await stream.expect("progress")
         await writer.update("job", job, status=status, error="why")
-        (event,) = await stream.expect(status)
+        event = (await stream.until(status))[-1]
         assert event.data == {"id": str(job), "status": status, "progress": 0, "message": None, "result": None, "error": "why"}
         assert await stream.next() is None
+
+
+async def test_other_events_of_the_job_do_not_disturb(hub: Hub, writer: Writer) -> None:
+    job = await writer.insert("job", kind="agent", status="running")
+    async with await task(hub, job) as stream:
+        await stream.expect("progress")
+        for type in ("task.thought", "agent.run.updated", "news"):
+            await writer.db.execute("SELECT rowcast.emit($2, '{\"status\": 1}', job_id => $1)", str(job), type)
+        await writer.update("job", job, status="completed")
+        assert {event.type for event in (await stream.rest())[:-1]} <= {"progress"}
 
 
 async def test_no_such_task(hub: Hub, writer: Writer) -> None:
@@ -147,6 +157,9 @@ async def test_without_reference_tables_it_says_so(empty_database: str, monkeypa
             status, _, body = await get(hub.url + path)
             assert status == 404
             assert "reference tables" in json.loads(body)["error"]
+        async with await hub.follow("x", from_="snapshot") as stream:
+            (error,) = await stream.rest()
+            assert "reference tables" in error.data["error"]
 
 
 # The state of a session

@@ -82,6 +82,15 @@ async def test_a_project_with_all_its_sessions(hub: Hub, writer: Writer) -> None
         assert seen[2]["message"]["text"] == "b" * 100_000
 
 
+async def test_keys_of_ones_own_do_not_hide_ours(hub: Hub, writer: Writer) -> None:
+    async with opened(hub.url, "/api/stream?topic=session:s") as socket:
+        await socket.expect("connected", "caught_up")
+        for payload in ({"type": "mine"}, {"n": 1}, {}):
+            await writer.db.execute("SELECT rowcast.emit('agent.thought', $1, session_id => 's')", json.dumps(payload))
+        one, two, three = await socket.expect(*["agent.thought"] * 3)
+        assert (one["data"], two["n"], three["data"]) == ({"type": "mine"}, 1, {})
+
+
 async def test_it_resumes_with_a_cursor(hub: Hub, writer: Writer) -> None:
     session = await writer.session()
     message = await writer.message(session)
