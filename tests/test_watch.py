@@ -349,10 +349,38 @@ async def test_large_values_fail_no_write(db: asyncpg.Connection) -> None:
     assert len(json.dumps(events[2][2])) < 1000
 
 
-async def test_what_a_writer_sets_changes_no_event(orders: asyncpg.Connection) -> None:
-    await orders.execute("CREATE TABLE event_at (id int PRIMARY KEY, at timestamptz); SELECT rowcast.watch('event_at', '{at}')")
-    await orders.execute("SET timezone = 'Asia/Tokyo'; SET datestyle = 'German'; INSERT INTO event_at VALUES (1, '2026-01-02 03:04:05+00')")
-    assert (await told(orders))[0][2]["row"] == {"at": "2026-01-02T03:04:05+00:00"}
+async def test_a_large_row_without_a_key_fails_no_write(db: asyncpg.Connection) -> None:
+    """Its key is the row: both together may be beyond what one jsonb can hold (256 MB)."""
+    await db.execute("CREATE TABLE large (a text, b text); SELECT rowcast.watch('large', ARRAY['*'])")
+    await db.execute("INSERT INTO large VALUES (repeat('x', 17000000), 'b'); UPDATE large SET a = 'small'; DELETE FROM large")
+    assert [(type, payload["key"], payload.get("row")) for type, _, payload in await told(db)] == [
+        ("large.inserted", {"a": None, "b": "b"}, {"a": None, "b": "b"}),
+        ("large.updated", {"a": None, "b": "b"}, {"a": "small", "b": "b"}),
+        ("large.deleted", {"a": "small", "b": "b"}, None),
+    ]
+
+
+async def test_what_a_writer_sets_changes_no_event(db: asyncpg.Connection) -> None:
+    await db.execute(
+        """CREATE TABLE look (id int PRIMARY KEY, s text, at timestamptz, f float8, i interval, b bytea, r tstzrange);
+           SELECT rowcast.watch('look', ARRAY['*'], session_column => 's');
+           SET timezone = 'Asia/Tokyo'; SET datestyle = 'German'; SET intervalstyle = 'iso_8601'; SET bytea_output = 'escape'; SET extra_float_digits = 0;
+           SET escape_string_warning = off; SET standard_conforming_strings = off; SET plpgsql.extra_errors = 'all'; SET array_nulls = off;
+           SET transform_null_equals = on; SET quote_all_identifiers = on; SET row_security = off; SET work_mem = '64kB';
+           INSERT INTO look VALUES (1, 's', '2026-01-02 03:04:05+00', 0.1::float8 + 0.2::float8, '1 day', '\\x00ff', '[02.01.2026,03.01.2026)')"""
+    )
+    await db.execute("UPDATE look SET f = 0.3")  # what these settings would show it as
+    await db.execute("SELECT rowcast.emit('a.b', '{\"timestamp\": \"+00:00\"}', 's')")
+    with pytest.raises(asyncpg.PostgresError, match="the name 'a b' is no good"):
+        await db.execute("SELECT rowcast.watch('look', ARRAY['*'], name => 'a b')")
+    inserted, updated, emitted = await told(db)
+    row = {
+        "id": 1, "s": "s", "at": "2026-01-02T03:04:05+00:00", "f": 0.1 + 0.2, "i": "1 day", "b": "\\x00ff",
+        "r": '["2026-01-01 15:00:00+00","2026-01-02 15:00:00+00")',
+    }  # fmt: skip
+    assert inserted == ("look.inserted", {"session": "s"}, {"key": {"id": 1}, "row": row})
+    assert (updated[0], updated[2]["row"]) == ("look.updated", {**row, "f": 0.3})
+    assert emitted[0] == "a.b"
 
 
 @asynccontextmanager
@@ -400,28 +428,84 @@ async def test_only_the_owner_can_watch(orders: asyncpg.Connection) -> None:
 
 
 async def test_no_cast_of_another_runs_with_our_rights(db: asyncpg.Connection) -> None:
-    """to_jsonb() runs the casts to json that the owner of a type makes: what that could do is not found out."""
+    """to_jsonb() runs the casts to json that the owner of a type makes: where they could, values of such types are told as text."""
     await db.execute("CREATE TABLE spied (as_whom text); GRANT INSERT ON spied TO PUBLIC")
     async with role(db, "GRANT CREATE ON SCHEMA public TO {}"):
-        await db.execute("CREATE TYPE trap AS (x int)")
         await db.execute(
-            """CREATE FUNCTION spring(trap) RETURNS json LANGUAGE plpgsql AS $$ BEGIN
+            """CREATE TYPE trap AS ENUM ('a', 'b');
+               CREATE FUNCTION spring(trap) RETURNS json LANGUAGE plpgsql AS $$ BEGIN
                  INSERT INTO public.spied VALUES (current_user); RETURN '1'; END $$;
-               CREATE CAST (trap AS json) WITH FUNCTION spring(trap)"""
+               CREATE FUNCTION leap(trap) RETURNS text LANGUAGE plpgsql AS $$ BEGIN
+                 INSERT INTO public.spied VALUES (current_user); RETURN '1'; END $$;
+               CREATE CAST (trap AS json) WITH FUNCTION spring(trap); CREATE CAST (trap AS text) WITH FUNCTION leap(trap) AS IMPLICIT"""
         )
-        await db.execute("RESET ROLE; CREATE TABLE bait (id int PRIMARY KEY, t trap); CREATE TABLE plain (id int PRIMARY KEY)")
-        await db.execute("SELECT rowcast.watch('bait', ARRAY['*']); SELECT rowcast.watch('plain', ARRAY['*'])")
         await db.execute(
-            "INSERT INTO bait VALUES (1, '(1)'); INSERT INTO bait VALUES (2, '(1)'), (3, '(2)'); UPDATE bait SET t = '(5)'; INSERT INTO plain VALUES (7)"
+            """RESET ROLE; CREATE DOMAIN lid AS trap; CREATE TYPE chest AS (t trap, n int);
+               CREATE TABLE bait (gone int, id int PRIMARY KEY, s text, t trap, l lid, ts trap[], b chest, n numeric(10, 2), c char(3));
+               ALTER TABLE bait DROP gone; CREATE TABLE plain (id int PRIMARY KEY);
+               SELECT rowcast.watch('bait', ARRAY['*'], session_column => 's'), rowcast.watch('plain', ARRAY['*'])"""
+        )
+        rest = "'s', 'a', 'a', '{a,b}', '(a,1)', 2.5, 'x'"
+        await db.execute(
+            f"""INSERT INTO bait VALUES (1, {rest}); INSERT INTO bait VALUES (2, {rest}), (3, 's', NULL, NULL, NULL, NULL, NULL, NULL); UPDATE bait SET t = 'b' WHERE id < 3;
+                UPDATE bait SET n = n; DELETE FROM bait WHERE id = 1; INSERT INTO plain VALUES (7)"""
         )
         assert await db.fetchval("SELECT count(*) FROM spied") == 0
         events = await told(db)
-        assert [payload["row"] for type, _, payload in events if type == "bait.inserted"] == [{"omitted": True}] * 3
-        assert [type for type, _, _ in events].count("bait.updated") == 3
+        row = {"id": 1, "s": "s", "t": "a", "l": "a", "ts": "{a,b}", "b": "(a,1)", "n": 2.5, "c": "x  "}
+        nulls = dict.fromkeys(row, None) | {"id": 3, "s": "s"}
+        assert [payload["row"] for type, _, payload in events if type == "bait.inserted"] == [row, {**row, "id": 2}, nulls]
+        assert [payload["row"] for type, _, payload in events if type == "bait.updated"] == [{**row, "id": id, "t": "b"} for id in (1, 2)]
+        assert [(who, payload["key"]) for type, who, payload in events if type == "bait.deleted"] == [({"session": "s"}, {"id": 1})]
         assert events[-1][2]["row"] == {"id": 7}
         problems = await db.fetchval("SELECT problems FROM rowcast.watches WHERE name = 'bait'")
         assert len(problems) == 1
         assert "cast to json" in problems[0]
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_cast_that_fails_costs_its_own_value_only(db: asyncpg.Connection, many: bool) -> None:
+    await db.execute(
+        """CREATE TYPE grade AS ENUM ('good', 'bad');
+           CREATE FUNCTION fails(grade) RETURNS json LANGUAGE plpgsql AS $$ BEGIN IF $1 = 'bad' THEN RAISE 'no'; END IF; RETURN '{"ok": 1}'; END $$;
+           CREATE CAST (grade AS json) WITH FUNCTION fails(grade);
+           CREATE TABLE graded (id int PRIMARY KEY, s text, g grade, j json); SELECT rowcast.watch('graded', ARRAY['*'], session_column => 's')"""
+    )
+    rows = ["(1, 's', 'good', '{}')", """(2, 's', 'bad', '{"a": "\\u0000"}')"""]
+    for values in [", ".join(rows)] if many else rows:
+        await db.execute(f"INSERT INTO graded VALUES {values}")
+    assert await told(db) == [
+        ("graded.inserted", {"session": "s"}, {"key": {"id": 1}, "row": {"id": 1, "s": "s", "g": {"ok": 1}, "j": {}}}),
+        ("graded.inserted", {"session": "s"}, {"key": {"id": 2}, "row": {"id": 2, "s": "s", "g": "bad", "j": {"a": "\ufffd"}}}),
+    ]
+
+
+async def test_a_trigger_of_another_make_tells_nothing_odd_and_hides_no_other(orders: asyncpg.Connection) -> None:
+    """Whoever may watch can make triggers by hand: no name that would be a line of its own in a stream, no list that nobody can read."""
+    create = (
+        "CREATE TRIGGER mine AFTER INSERT ON own REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION rowcast.capture({})"
+    )
+    for arguments in ("", "'a','b','c','d','e','f','g','h','i'", r"E'evil\nid: 9','','','','','','{}','{*}','{}'"):
+        await orders.execute("CREATE TABLE own (id int)")
+        await orders.execute(create.format(arguments))
+        found = await orders.fetch("SELECT target::text, problems FROM rowcast.watches ORDER BY target::text")
+        assert [row["target"] for row in found] == ["orders", "own"]
+        assert "public.own.mine is a trigger too many: watch it again" in found[1]["problems"]
+        if "g" not in arguments:
+            await orders.execute("INSERT INTO own VALUES (1)")
+            assert await told(orders) == []
+        await orders.execute("DROP TABLE own")
+
+
+async def test_a_trigger_that_was_renamed_tells_nothing_twice(orders: asyncpg.Connection) -> None:
+    await orders.execute('ALTER TRIGGER rowcast_insert ON orders RENAME TO "My trigger"')
+    assert await orders.fetchval("SELECT problems FROM rowcast.watches") == [
+        'public.orders."My trigger" is a trigger too many: watch it again',
+        "public.orders.rowcast_insert is missing: watch it again",
+    ]
+    await orders.execute("SELECT rowcast.watch('orders', ARRAY['*']); INSERT INTO orders (id) VALUES (1)")
+    assert len(await told(orders)) == 1
+    assert await orders.fetchval("SELECT problems FROM rowcast.watches") == []
 
 
 PARTITIONED = """

@@ -5,7 +5,12 @@
 CREATE OR REPLACE FUNCTION rowcast.capture() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET timezone = 'UTC'
+SET timezone = 'UTC' -- and whatever else a writer may have set otherwise: a row looks like itself
+SET datestyle = 'ISO'
+SET intervalstyle = 'postgres'
+SET bytea_output = 'hex'
+SET extra_float_digits = 1
+SET standard_conforming_strings = on
 SET jit = off
 AS $$
 <<change>>
@@ -24,6 +29,9 @@ DECLARE
   key_less text[];
   row_less text[];
 BEGIN
+  IF (name ~ '^[A-Za-z0-9_.-]{1,100}$') IS NOT TRUE THEN
+    RETURN NULL; -- no trigger that watch() made: clients are not told just anything
+  END IF;
   IF TG_OP = 'TRUNCATE' THEN
     -- Its partitions are truncated along, and each has a trigger: one event is enough.
     INSERT INTO rowcast.outbox (table_name, channel, type, payload)
@@ -53,7 +61,7 @@ BEGIN
       o := NULL;
       n := NULL;
     END;
-    IF pg_column_size(coalesce(n, o)) < 16777216 AND (TG_OP <> 'UPDATE' OR rowcast.stays(o, n, key_columns || audience)) THEN
+    IF greatest(pg_column_size(o), pg_column_size(n)) < 16777216 AND (TG_OP <> 'UPDATE' OR rowcast.stays(o, n, key_columns || audience)) THEN
       IF rowcast.tell_one(o, n, name, channel, audience, key_columns, columns, hidden, at) THEN
         PERFORM rowcast.ring();
       END IF;
@@ -72,23 +80,23 @@ BEGIN
   WHEN 'INSERT' THEN
     INSERT INTO rowcast.outbox (session_id, project_id, job_id, user_id, table_name, channel, type, payload)
     SELECT e.session_id, e.project_id, e.job_id, e.user_id, e.table_name, change.channel, e.type, e.payload
-      FROM (SELECT rowcast.picture(r.*, change.trusted) AS picture FROM new_rows r OFFSET 0) n,
+      FROM (SELECT rowcast.picture(r.*, change.trusted, TG_RELID) AS picture FROM new_rows r OFFSET 0) n,
            rowcast.row_event(NULL, n.picture, change.name, change.audience, change.keyed, change.key_less, change.row_less, change.at) e;
   WHEN 'UPDATE' THEN
     -- The two tables are filled together, an old and a new row at a time. Only a row that a partition's trigger swallows
     -- while it moves there is missing in the second: then no pairs can be told, and the numbers are kept apart.
     INSERT INTO rowcast.outbox (session_id, project_id, job_id, user_id, table_name, channel, type, payload)
     SELECT e.session_id, e.project_id, e.job_id, e.user_id, e.table_name, change.channel, e.type, e.payload
-      FROM (SELECT row_number() OVER () AS i, rowcast.picture(r.*, change.trusted) AS picture FROM old_rows r) o
+      FROM (SELECT row_number() OVER () AS i, rowcast.picture(r.*, change.trusted, TG_RELID) AS picture FROM old_rows r) o
       FULL JOIN (SELECT row_number() OVER ()
                         + CASE WHEN (SELECT count(*) FROM old_rows) = (SELECT count(*) FROM new_rows) THEN 0 ELSE 1000000000000 END AS i,
-                        rowcast.picture(r.*, change.trusted) AS picture FROM new_rows r) n ON n.i = o.i,
+                        rowcast.picture(r.*, change.trusted, TG_RELID) AS picture FROM new_rows r) n ON n.i = o.i,
            rowcast.row_event(o.picture, n.picture, change.name, change.audience, change.keyed, change.key_less, change.row_less, change.at) e
      ORDER BY e.turn, coalesce(o.i, n.i);
   WHEN 'DELETE' THEN
     INSERT INTO rowcast.outbox (session_id, project_id, job_id, user_id, table_name, channel, type, payload)
     SELECT e.session_id, e.project_id, e.job_id, e.user_id, e.table_name, change.channel, e.type, e.payload
-      FROM (SELECT rowcast.picture(r.*, change.trusted) AS picture FROM old_rows r OFFSET 0) o,
+      FROM (SELECT rowcast.picture(r.*, change.trusted, TG_RELID) AS picture FROM old_rows r OFFSET 0) o,
            rowcast.row_event(o.picture, NULL, change.name, change.audience, change.keyed, change.key_less, change.row_less, change.at) e;
   END CASE;
   IF FOUND THEN

@@ -7,8 +7,10 @@ down_revision = "0004"
 
 # In the order in which they need each other; a name in schema rowcast, its file, and its arguments.
 FOR_CAPTURE = {
-    "mended": "record",
-    "picture": "record, boolean",
+    "same": "record",
+    "uncast": "record, oid",
+    "mended": "record, boolean, oid",
+    "picture": "record, boolean, oid",
     "trimmed": "jsonb",
     "follower": "jsonb, text",
     "row_event": "jsonb, jsonb, text, text[], boolean, text[], text[], timestamptz",
