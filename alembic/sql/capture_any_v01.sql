@@ -23,7 +23,7 @@ DECLARE
   columns CONSTANT text[] := TG_ARGV[7];
   hidden CONSTANT text[] := TG_ARGV[8];
   keyed CONSTANT boolean := TG_ARGV[6] <> '{}';
-  trusted boolean := NOT EXISTS (SELECT FROM pg_cast c WHERE c.oid >= 16384 AND c.casttarget = 114); -- json
+  trusted boolean := NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = TG_RELID AND a.attnum > 0 AND a.atttypid >= 16384);
   o jsonb;
   n jsonb;
   key_less text[];

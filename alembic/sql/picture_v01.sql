@@ -4,7 +4,7 @@ CREATE OR REPLACE FUNCTION rowcast.picture(r record, trusted boolean, target oid
 LANGUAGE plpgsql STABLE COST 1
 AS $$
 BEGIN
-  RETURN CASE WHEN trusted THEN to_jsonb(r) ELSE rowcast.mended(r, trusted, target) END;
+  RETURN CASE WHEN trusted THEN to_jsonb(r) ELSE rowcast.uncast(r, target)::jsonb END;
 EXCEPTION WHEN OTHERS THEN
   RETURN rowcast.mended(r, trusted, target);
 END

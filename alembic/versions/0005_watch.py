@@ -29,7 +29,6 @@ FOR_WATCHING = {
     "arguments": "bytea",
     "problems": "regclass, bytea",
 }
-FOR_WATCHES = {**FOR_WATCHING, "trusts": "oid"}  # what the view calls, for whoever reads it
 PUBLIC_FACE = {
     "watch": "regclass, text[], text, text, text, text, text, text",
     "unwatch": "regclass",
@@ -49,7 +48,7 @@ def upgrade() -> None:
         *(f"GRANT EXECUTE ON FUNCTION {function} TO rowcast_owner" for function in signatures(FOR_CAPTURE)),
         *(
             f"GRANT EXECUTE ON FUNCTION {function} TO PUBLIC"
-            for function in signatures({**FOR_WATCHING, "trusts": "oid", "is_frame": "text"})
+            for function in signatures({**FOR_WATCHING, "is_frame": "text"})
         ),
         *(f"ALTER FUNCTION {function} OWNER TO rowcast_owner" for function in ("rowcast.capture()", *signatures(PUBLIC_FACE)[2:])),
         *(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC" for function in ("rowcast.capture()", *signatures(PUBLIC_FACE))),
