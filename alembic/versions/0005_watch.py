@@ -46,10 +46,7 @@ def upgrade() -> None:
     execute(
         # Named, for PUBLIC may have been denied by default.
         *(f"GRANT EXECUTE ON FUNCTION {function} TO rowcast_owner" for function in signatures(FOR_CAPTURE)),
-        *(
-            f"GRANT EXECUTE ON FUNCTION {function} TO PUBLIC"
-            for function in signatures({**FOR_WATCHING, "is_frame": "text"})
-        ),
+        *(f"GRANT EXECUTE ON FUNCTION {function} TO PUBLIC" for function in signatures({**FOR_WATCHING, "is_frame": "text"})),
         *(f"ALTER FUNCTION {function} OWNER TO rowcast_owner" for function in ("rowcast.capture()", *signatures(PUBLIC_FACE)[2:])),
         *(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC" for function in ("rowcast.capture()", *signatures(PUBLIC_FACE))),
         *(f"GRANT EXECUTE ON FUNCTION {function} TO rowcast_hub" for function in ("rowcast.capture()", *signatures(PUBLIC_FACE))),
