@@ -86,7 +86,6 @@ MUTANTS = [
     Mutant("connections", 6, "app/database.py", "max_size=size", "max_size=100", "test_sse"),
     Mutant("where it was", 1, SQL + "row_event_v01.sql", "CASE told.turn WHEN 1 THEN c.os ELSE c.ns END", "c.ns", "test_watch"),
     Mutant("one that moves", 1, SQL + "capture_any_v01.sql", "(TG_OP <> 'UPDATE' OR rowcast.stays(o, n, key_columns || audience))", "true", "test_watch"),
-    Mutant("deletions last", 1, SQL + "row_event_v01.sql", "(VALUES (1), (2), (3)) AS told (turn)", "(VALUES (3), (2), (1)) AS told (turn)", "test_watch"),
     Mutant("a row at a time", 1, SQL + "capture_any_v01.sql", "ORDER BY e.turn, coalesce(o.i, n.i)", "ORDER BY coalesce(o.i, n.i), e.turn", "test_watch"),
     Mutant("not watched", 1, SQL + "tell_one_v01.sql", "IF before = row THEN", "IF false THEN", "test_watch"),
     Mutant("nobody", 1, SQL + "tell_one_v01.sql", "CASE WHEN coalesce(who[1], who[2], who[3], who[4]) IS NULL THEN name END", "NULL", "test_watch"),

@@ -16,6 +16,7 @@ from rowcast import schema
 
 from .rig import Hub
 from .test_cli import rowcast
+from .test_docs import embedded_programs
 
 Told = tuple[str, dict[str, str], Any]
 
@@ -575,6 +576,57 @@ async def test_two_phase_commit_and_replication(orders: asyncpg.Connection) -> N
         assert len(await told(orders)) == 1
     await orders.execute("SET session_replication_role = replica; INSERT INTO orders (id) VALUES (2); RESET session_replication_role")
     assert await told(orders) == []  # as documented
+
+
+@pytest.mark.parametrize("kind", ["BEFORE INSERT ON t FOR EACH ROW", "AFTER INSERT ON t FOR EACH STATEMENT"])
+async def test_a_trigger_that_changes_its_own_table_again(db: asyncpg.Connection, kind: str) -> None:
+    """The last event says what is in the table, for these kinds of trigger."""
+    await db.execute(
+        f"""CREATE TABLE t (id int PRIMARY KEY, v text); SELECT rowcast.watch('t', '{{v}}');
+            CREATE FUNCTION back() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+              IF TG_LEVEL = 'ROW' THEN NEW.v := 'mended'; ELSE UPDATE t SET v = 'mended'; END IF; RETURN NEW; END $$;
+            CREATE TRIGGER touch {kind} EXECUTE FUNCTION back(); INSERT INTO t VALUES (1, 'new')"""
+    )
+    events = [(type, payload["row"]["v"]) for type, _, payload in await told(db)]
+    assert events == ([("t.inserted", "mended")] if "ROW" in kind else [("t.inserted", "new"), ("t.updated", "mended")])
+
+
+async def test_cascades_and_statements_of_several_parts_tell_each_row_once(db: asyncpg.Connection) -> None:
+    await db.execute(
+        """CREATE TABLE tree (id int PRIMARY KEY, parent int REFERENCES tree ON DELETE CASCADE ON UPDATE CASCADE);
+           CREATE TABLE leaf (id int PRIMARY KEY, tree int REFERENCES tree ON DELETE CASCADE ON UPDATE CASCADE DEFERRABLE INITIALLY DEFERRED);
+           SELECT rowcast.watch('tree', '{parent}'), rowcast.watch('leaf', '{tree}');
+           WITH a AS (INSERT INTO tree VALUES (1, NULL), (2, 1), (3, 2) RETURNING id), b AS (INSERT INTO leaf SELECT id, id FROM a)
+           INSERT INTO tree VALUES (4, 3)"""
+    )
+
+    async def seen() -> list[tuple[str, int]]:
+        return sorted((type, payload["key"]["id"]) for type, _, payload in await told(db))
+
+    assert await seen() == [*(("leaf.inserted", id) for id in (1, 2, 3)), *(("tree.inserted", id) for id in (1, 2, 3, 4))]
+    await db.execute("UPDATE tree SET id = 10 WHERE id = 1")
+    assert await seen() == [("leaf.updated", 1), ("tree.deleted", 1), ("tree.inserted", 10), ("tree.updated", 2)]
+    await db.execute("DELETE FROM tree WHERE id = 10")
+    assert await seen() == [*(("leaf.deleted", id) for id in (1, 2, 3)), *(("tree.deleted", id) for id in (2, 3, 4, 10))]
+    await db.execute("TRUNCATE tree CASCADE")
+    assert [type for type, _, _ in await told(db)] == ["tree.truncated", "leaf.truncated"]
+
+
+async def test_watches_go_with_a_dump(orders: asyncpg.Connection, database: str, empty_database: str, tmp_path: Path) -> None:
+    if orders.get_server_version() < (18,):
+        pytest.skip("a dump is for servers of its own version")
+    await orders.execute(PARTITIONED + "; CREATE TYPE mood AS ENUM ('good', 'bad'); ALTER TABLE orders ADD COLUMN aaa mood")
+    await orders.execute("INSERT INTO orders (id, session_id) VALUES (1, 's'); CREATE VIEW aaa AS SELECT * FROM rowcast.watches")
+    dump = tmp_path / "dump"
+    for program, *arguments in (("pg_dump", "-Fc", "-f", dump, database), ("pg_restore", "--exit-on-error", "-d", empty_database, dump)):
+        process = await asyncio.create_subprocess_exec(Path(embedded_programs(), program), *arguments)
+        assert await process.wait() == 0
+    copy = await asyncpg.connect(empty_database)
+    assert await copy.fetch("SELECT target::text, problems FROM rowcast.watches ORDER BY 1") == [("orders", []), ("sale", [])]
+    assert len(await told(copy)) == 1  # restoring made no events
+    await copy.execute("INSERT INTO orders (id, session_id) VALUES (2, 's'); INSERT INTO sale_us_1 VALUES ('us', 1)")
+    assert [type for type, _, _ in await told(copy)] == ["orders.inserted", "sale.inserted"]
+    await copy.close()
 
 
 async def test_watching_again_replaces(orders: asyncpg.Connection) -> None:
