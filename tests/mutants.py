@@ -96,7 +96,7 @@ MUTANTS = [
     Mutant("renamed trigger", 1, SQL + "watch_v01.sql", "EXECUTE format('DROP TRIGGER %I ON %s', other, each);", "NULL;", "test_watch"),
     Mutant("what a writer sets", 1, SQL + "capture_any_v01.sql", "SET extra_float_digits = 1\n", "", "test_watch"),
     Mutant("watched by invoker", 4, SQL + "capture_any_v01.sql", "plpgsql SECURITY DEFINER", "plpgsql", "test_watch"),
-    Mutant("odd text", 4, SQL + "picture_v01.sql", "RETURN rowcast.mended(r, trusted, target);", "RAISE;", "test_watch"),
+    Mutant("odd text", 4, SQL + "picture_v01.sql", "RETURN rowcast.mended(r, target);", "RAISE;", "test_watch"),
     Mutant("large key", 4, SQL + "row_event_v01.sql", "rowcast.trimmed(e.key)", "e.key", "test_watch"),
     Mutant("casts", 7, SQL + "trusts_v01.sql", "NOT pg_has_role(t.typowner, 'rowcast_owner', 'MEMBER')", "false", "test_watch"),
     Mutant("any name", 7, SQL + "capture_any_v01.sql", "IF (name ~ '^[A-Za-z0-9_.-]{1,100}$') IS NOT TRUE THEN", "IF false THEN", "test_watch"),

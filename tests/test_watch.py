@@ -411,7 +411,8 @@ async def test_no_cast_of_another_runs_with_our_rights(db: asyncpg.Connection) -
                  INSERT INTO public.spied VALUES (current_user); RETURN '1'; END $$"""
         )
         await db.execute(
-            """RESET ROLE; CREATE DOMAIN lid AS trap; CREATE DOMAIN percent AS int CHECK (VALUE <= 100); CREATE TYPE chest AS (t trap, n int);
+            """RESET ROLE; CREATE SCHEMA closed; ALTER TYPE trap SET SCHEMA closed; SET search_path = public, closed;
+               CREATE DOMAIN lid AS trap; CREATE DOMAIN percent AS int CHECK (VALUE <= 100); CREATE TYPE chest AS (t trap, n int);
                CREATE TABLE bait (gone int, id int PRIMARY KEY, s text, t trap, l lid, ts trap[], b chest, k percent, n numeric(10, 2), c char(3));
                ALTER TABLE bait DROP gone; CREATE TABLE plain (id int PRIMARY KEY);
                SELECT rowcast.watch('bait', ARRAY['*'], session_column => 's'), rowcast.watch('plain', ARRAY['*'])"""
@@ -420,21 +421,19 @@ async def test_no_cast_of_another_runs_with_our_rights(db: asyncpg.Connection) -
         await db.execute(
             f"""INSERT INTO bait VALUES (0, {rest});
                 CREATE CAST (trap AS json) WITH FUNCTION spring(trap); CREATE CAST (trap AS text) WITH FUNCTION leap(trap) AS IMPLICIT;
-                INSERT INTO bait VALUES (1, {rest}); INSERT INTO bait VALUES (2, {rest}), (3, 's', NULL, NULL, NULL, NULL, NULL, NULL, NULL); UPDATE bait SET t = 'b' WHERE id IN (1, 2);
-                UPDATE bait SET n = n; DELETE FROM bait WHERE id = 1; INSERT INTO plain VALUES (7)"""
+                INSERT INTO bait VALUES (1, {rest}); INSERT INTO bait VALUES (2, {rest}), (3, 's', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+                UPDATE bait SET t = 'b' WHERE id IN (1, 2); UPDATE bait SET n = n; UPDATE bait SET s = 'z' WHERE id = 3; DELETE FROM bait WHERE id = 1; INSERT INTO plain VALUES (7)"""
         )
         assert await db.fetchval("SELECT count(*) FROM spied") == 0
         events = await told(db)
         row = {"id": 1, "s": "s", "t": "a", "l": "a", "ts": ["a", "b"], "b": "(a,1)", "k": 50, "n": 2.5, "c": "x  "}
         nulls = dict.fromkeys(row, None) | {"id": 3, "s": "s"}
-        assert [payload["row"] for type, _, payload in events if type == "bait.inserted"] == [
-            {**row, "id": 0},
-            row,
-            {**row, "id": 2},
-            nulls,
-        ]
+        inserted = [payload["row"] for type, _, payload in events if type == "bait.inserted"]
+        assert inserted == [{**row, "id": 0}, row, {**row, "id": 2}, nulls, {**nulls, "s": "z"}]
         assert [payload["row"] for type, _, payload in events if type == "bait.updated"] == [{**row, "id": id, "t": "b"} for id in (1, 2)]
-        assert [(who, payload["key"]) for type, who, payload in events if type == "bait.deleted"] == [({"session": "s"}, {"id": 1})]
+        assert [(who, payload["key"]) for type, who, payload in events if type == "bait.deleted"] == [
+            ({"session": "s"}, {"id": id}) for id in (3, 1)
+        ]
         assert events[-1][2]["row"] == {"id": 7}
 
 

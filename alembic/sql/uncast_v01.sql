@@ -1,5 +1,4 @@
--- A row of this table as JSON without any cast that a user made: values of users' own types are their text, arrays of them
--- arrays of texts.
+-- A row of this table as JSON, see uncast_columns.
 CREATE OR REPLACE FUNCTION rowcast.uncast(r record, target oid) RETURNS text
 LANGUAGE plpgsql STABLE
 AS $$
@@ -7,14 +6,9 @@ DECLARE
   line text;
 BEGIN
   EXECUTE (
-    SELECT format('SELECT row_to_json(p.*)::text FROM (SELECT %s FROM rowcast.same($1) AS s (%s)) p',
-                  string_agg(format(CASE WHEN a.atttypid < 16384 OR t.typtype = 'd' AND t.typbasetype < 16384 THEN 's.%1$I'
-                                         ELSE 'CASE num_nonnulls(s.%1$I) WHEN 1 THEN format(''%%s'', s.%1$I)::%2$s END AS %1$I' END,
-                                    a.attname, CASE t.typsubscript WHEN 'array_subscript_handler'::regproc THEN 'text[]' ELSE 'text' END),
-                             ', ' ORDER BY a.attnum),
+    SELECT format('SELECT row_to_json(p.*)::text FROM (SELECT %s FROM rowcast.same($1) AS s (%s)) p', rowcast.uncast_columns(target),
                   string_agg(format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum))
-      FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-     WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped) INTO line USING r;
+      FROM pg_attribute a WHERE a.attrelid = target AND a.attnum > 0 AND NOT a.attisdropped) INTO line USING r;
   RETURN line;
 END
 $$

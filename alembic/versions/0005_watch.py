@@ -8,9 +8,11 @@ down_revision = "0004"
 # In the order in which they need each other; a name in schema rowcast, its file, and its arguments.
 FOR_CAPTURE = {
     "same": "record",
+    "uncast_columns": "oid",
     "uncast": "record, oid",
-    "mended": "record, boolean, oid",
-    "picture": "record, boolean, oid",
+    "mended": "record, oid",
+    "picture": "record, oid",
+    "pictures": "oid, text, text",
     "trimmed": "jsonb",
     "follower": "jsonb, text",
     "row_event": "jsonb, jsonb, text, text[], boolean, text[], text[], timestamptz",
