@@ -125,7 +125,7 @@ def failure(files: str, copy: Path, name: str) -> str | None:
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=600)
     except subprocess.TimeoutExpired:
         return "(it hung)"
-    found = re.search(r"^(?:FAILED|ERROR) tests/(\S+?)(?: - .*)?$", done.stdout, re.M)
+    found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", done.stdout, re.M)
     return None if done.returncode == 0 else found[1] if found else f"(exit {done.returncode})"
 
 
