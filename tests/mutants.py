@@ -52,7 +52,8 @@ MUTANTS = [
     Mutant("invoker", 4, SQL + "capture_v03.sql", "plpgsql SECURITY DEFINER", "plpgsql", "test_capture"),
     Mutant("size", 4, SQL + "fit_v01.sql", "CASE WHEN octet_length(t) <= 16777216 THEN t END", "t", "test_capture"),
     Mutant("loud bell", 4, SQL + "ring_v01.sql", "IF (CASE WHEN pg_try_advisory_lock_shared(7499639, 2) THEN pg_advisory_unlock_shared(7499639, 2) ELSE false END)", "IF true", "test_sequencer"),
-    Mutant("no witnesses", 1, "app/sequencer.py", "self.witnesses = await self._holders(connection)", "self.witnesses = set()", "test_sequencer"),
+    Mutant("no witnesses", 1, "app/sequencer.py", "self.polling = False\n                self.witnesses = await self._holders(connection)", "self.polling = False", "test_sequencer"),
+    Mutant("no inherited witnesses", 1, "app/sequencer.py", "self._inherits = False\n                self.witnesses = await self._holders(connection)", "self._inherits = False", "test_sequencer"),
     Mutant("no second look", 1, "app/sequencer.py", "again = rung and not worked", "again = False", "test_sequencer"),
     Mutant("no last ring", 1, "app/sequencer.py", "if self.polling or self.witnesses:\n                #", "if False:\n                #", "test_sequencer"),
     Mutant("flag cleared late", 1, "app/sequencer.py", "        self._rung.clear()\n        done = await self._call(connection, _SEQUENCE_IF_FREE, self._limit)\n", "        done = await self._call(connection, _SEQUENCE_IF_FREE, self._limit)\n        self._rung.clear()\n", "test_sequencer"),
@@ -83,6 +84,35 @@ MUTANTS = [
     Mutant("ahead", 3, "app/feed.py", "if position > hub.position and position >", "if False and position >", "test_sse"),
     Mutant("no bound", 5, "app/follower.py", "if self.sink.full:\n            self._hub", "if False:\n            self._hub", "test_sse"),
     Mutant("connections", 6, "app/database.py", "max_size=size", "max_size=100", "test_sse"),
+    Mutant("where it was", 1, SQL + "row_event_v01.sql", "CASE told.turn WHEN 1 THEN c.os ELSE c.ns END", "c.ns", "test_watch"),
+    Mutant("one that moves", 1, SQL + "capture_any_v01.sql", "(TG_OP <> 'UPDATE' OR rowcast.stays(o, n, key_columns || audience))", "true", "test_watch"),
+    Mutant("a row at a time", 1, SQL + "capture_any_v01.sql", "ORDER BY e.turn, coalesce(o.i, n.i)", "ORDER BY coalesce(o.i, n.i), e.turn", "test_watch"),
+    Mutant("not watched", 1, SQL + "tell_one_v01.sql", "IF before = row THEN", "IF false THEN", "test_watch"),
+    Mutant("nobody", 1, SQL + "tell_one_v01.sql", "CASE WHEN coalesce(who[1], who[2], who[3], who[4]) IS NULL THEN name END", "NULL", "test_watch"),
+    Mutant("swallowed", 1, SQL + "capture_any_v01.sql", "THEN 0 ELSE 1000000000000 END", "THEN 0 ELSE 0 END", "test_watch"),
+    Mutant("truncated twice", 1, SQL + "capture_any_v01.sql", "IS DISTINCT FROM change.name || '.truncated'", "IS DISTINCT FROM ''", "test_watch"),
+    Mutant("one partition", 1, SQL + "watch_v01.sql", "SELECT f.member FROM rowcast.family(target) f LOOP", "SELECT target LOOP", "test_watch"),
+    Mutant("new partitions", 1, SQL + "problems_v01.sql", "f.member <> target AND NOT EXISTS", "false AND NOT EXISTS", "test_watch"),
+    Mutant("renamed trigger", 1, SQL + "watch_v01.sql", "EXECUTE format('DROP TRIGGER %I ON %s', other, each);", "NULL;", "test_watch"),
+    Mutant("what a writer sets", 1, SQL + "capture_any_v01.sql", "SET extra_float_digits = 1\n", "", "test_watch"),
+    Mutant("watched by invoker", 4, SQL + "capture_any_v01.sql", "plpgsql SECURITY DEFINER", "plpgsql", "test_watch"),
+    Mutant("odd text", 4, SQL + "picture_v01.sql", "RETURN rowcast.mended(r, target);", "RAISE;", "test_watch"),
+    Mutant("large key", 4, SQL + "row_event_v01.sql", "rowcast.trimmed(e.key)", "e.key", "test_watch"),
+    Mutant("casts", 7, SQL + "trusts_v01.sql", "NOT pg_has_role(t.typowner, 'rowcast_owner', 'MEMBER')", "false", "test_watch"),
+    Mutant("any name", 7, SQL + "capture_any_v01.sql", "IF (name ~ '^[A-Za-z0-9_.-]{1,100}$') IS NOT TRUE THEN", "IF false THEN", "test_watch"),
+    Mutant("emit to any id", 1, SQL + "emit_v01.sql", "IF rowcast.follower(jsonb_build_object('id', id), 'id') IS NULL THEN", "IF false THEN", "test_watch"),
+    Mutant("emit a frame", 3, SQL + "emit_v01.sql", "ELSIF rowcast.is_frame(type) THEN", "ELSIF false THEN", "test_watch"),
+    Mutant("channel of any length", 3, SQL + "is_channel_v01.sql", "octet_length(name) BETWEEN 1 AND 63 AND ", "", "test_sequence"),
+    Mutant("stub", 3, SQL + "notify_v01.sql", "pg_catalog.octet_length(payload) >= 8000", "pg_catalog.length(payload) >= 8000", "test_sequence"),
+    Mutant("state of later", 3, SQL + "session_state_v01.sql", "(SELECT max(h.position) FROM rowcast.head h)", "(SELECT max(h.position) + 1 FROM rowcast.head h)", "test_state"),
+    Mutant("oldest rows", 3, SQL + "session_state_v01.sql", "ORDER BY m.created_at DESC, m.id DESC LIMIT", "ORDER BY m.created_at, m.id LIMIT", "test_state"),
+    Mutant("cut in silence", 3, SQL + "session_state_v01.sql", " UNION ALL SELECT FROM messages f WHERE NOT f.shown", "", "test_state"),
+    Mutant("pending again", 3, SQL + "pending_v01.sql", "e.position > coalesce(here, floor)", "e.position >= coalesce(here, floor)", "test_consumers"),
+    Mutant("pruned in silence", 3, SQL + "pending_v01.sql", "IF here < floor THEN", "IF false THEN", "test_consumers"),
+    Mutant("backwards", 3, SQL + "ack_v01.sql", "\n  WHERE s.position < excluded.position;", ";", "test_consumers"),
+    Mutant("ahead of the log", 3, SQL + "ack_v01.sql", "IF ack.position BETWEEN 0 AND head IS NOT TRUE THEN", "IF false THEN", "test_consumers"),
+    Mutant("pending by any plan", 5, SQL + "pending_v01.sql", "SET enable_seqscan = off\nSET enable_bitmapscan = off\n", "", "test_consumers"),
+    Mutant("everybody acknowledges", 7, "alembic/versions/0004_audiences.py", 'f"REVOKE EXECUTE ON FUNCTION rowcast.{function} FROM PUBLIC",', "", "test_consumers test_state"),
 ]  # fmt: skip
 
 
@@ -95,7 +125,7 @@ def failure(files: str, copy: Path, name: str) -> str | None:
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=600)
     except subprocess.TimeoutExpired:
         return "(it hung)"
-    found = re.search(r"^(?:FAILED|ERROR) tests/(\S+?)(?: - .*)?$", done.stdout, re.M)
+    found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", done.stdout, re.M)
     return None if done.returncode == 0 else found[1] if found else f"(exit {done.returncode})"
 
 

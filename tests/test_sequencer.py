@@ -155,6 +155,26 @@ async def test_one_that_stops_while_it_polls_rings_for_another(writer: Writer, d
     await slow.close()
 
 
+async def test_one_that_stops_while_it_waits_for_a_writer_hands_that_over(writer: Writer, database: str) -> None:
+    """Also to one that has been quiet all the time."""
+    session = await writer.session()
+    first = Belled(database)
+    sequencer = await first.__aenter__()
+    slow = await asyncpg.connect(database)
+    running = asyncio.create_task(storm(database, session, 6, 0.8))
+    await until(lambda: sequencer.polling)
+    await slow.execute("BEGIN")
+    await slow.execute(INSERT, session)  # finds the bell silent
+    await running
+    await until(lambda: sequencer.witnesses and not sequencer.polling)
+    async with Belled(database) as second:
+        await first.__aexit__()
+        await until(lambda: second.witnesses)
+        await slow.execute("COMMIT")  # rings nothing
+        await all_sequenced(writer.db, await writer.db.fetchval("SELECT count(*) FROM message"))
+    await slow.close()
+
+
 async def test_a_dead_sequencer_frees_its_locks_and_is_replaced(writer: Writer, database: str) -> None:
     session = await writer.session()
     async with Belled(database) as sequencer:

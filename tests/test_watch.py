@@ -16,6 +16,7 @@ from rowcast import schema
 
 from .rig import Hub
 from .test_cli import rowcast
+from .test_docs import embedded_programs
 
 Told = tuple[str, dict[str, str], Any]
 
@@ -331,28 +332,27 @@ async def test_odd_values_fail_no_write(db: asyncpg.Connection, many: bool) -> N
     assert len(await told(db)) == 3
 
 
-async def test_large_values_fail_no_write(db: asyncpg.Connection) -> None:
+async def test_what_a_writer_sets_changes_no_event(db: asyncpg.Connection) -> None:
     await db.execute(
-        "CREATE TABLE large (id int PRIMARY KEY, s text, big text, more text); SELECT rowcast.watch('large', ARRAY['*'], session_column => 's')"
+        """CREATE TABLE look (id int PRIMARY KEY, s text, at timestamptz, f float8, i interval, b bytea, r tstzrange);
+           SELECT rowcast.watch('look', ARRAY['*'], session_column => 's');
+           SET timezone = 'Asia/Tokyo'; SET datestyle = 'German'; SET intervalstyle = 'iso_8601'; SET bytea_output = 'escape'; SET extra_float_digits = 0;
+           SET escape_string_warning = off; SET standard_conforming_strings = off; SET plpgsql.extra_errors = 'all'; SET array_nulls = off;
+           SET transform_null_equals = on; SET quote_all_identifiers = on; SET row_security = off; SET work_mem = '64kB';
+           INSERT INTO look VALUES (1, 's', '2026-01-02 03:04:05+00', 0.1::float8 + 0.2::float8, '1 day', '\\x00ff', '[02.01.2026,03.01.2026)')"""
     )
-    await db.execute("INSERT INTO large VALUES (1, 's', repeat('x', 17000000), 'small')")
-    await db.execute("UPDATE large SET big = repeat('y', 17000000)")
-    await db.execute("INSERT INTO large VALUES (2, 's', repeat('x', 270000000), 'small')")
-    events = await told(db)
-    assert [(type, who) for type, who, _ in events] == [
-        ("large.inserted", {"session": "s"}),
-        ("large.updated", {"session": "s"}),
-        ("large.inserted", {"session": "s"}),
-    ]
-    assert [payload["row"]["big"] for _, _, payload in events[:2]] == [None, None]
-    assert events[2][2]["row"]["more"] == "small"
-    assert len(json.dumps(events[2][2])) < 1000
-
-
-async def test_what_a_writer_sets_changes_no_event(orders: asyncpg.Connection) -> None:
-    await orders.execute("CREATE TABLE event_at (id int PRIMARY KEY, at timestamptz); SELECT rowcast.watch('event_at', '{at}')")
-    await orders.execute("SET timezone = 'Asia/Tokyo'; SET datestyle = 'German'; INSERT INTO event_at VALUES (1, '2026-01-02 03:04:05+00')")
-    assert (await told(orders))[0][2]["row"] == {"at": "2026-01-02T03:04:05+00:00"}
+    await db.execute("UPDATE look SET f = 0.3")  # what these settings would show it as
+    await db.execute("SELECT rowcast.emit('a.b', '{\"timestamp\": \"+00:00\"}', 's')")
+    with pytest.raises(asyncpg.PostgresError, match="the name 'a b' is no good"):
+        await db.execute("SELECT rowcast.watch('look', ARRAY['*'], name => 'a b')")
+    inserted, updated, emitted = await told(db)
+    row = {
+        "id": 1, "s": "s", "at": "2026-01-02T03:04:05+00:00", "f": 0.1 + 0.2, "i": "1 day", "b": "\\x00ff",
+        "r": '["2026-01-01 15:00:00+00","2026-01-02 15:00:00+00")',
+    }  # fmt: skip
+    assert inserted == ("look.inserted", {"session": "s"}, {"key": {"id": 1}, "row": row})
+    assert (updated[0], updated[2]["row"]) == ("look.updated", {**row, "f": 0.3})
+    assert emitted[0] == "a.b"
 
 
 @asynccontextmanager
@@ -400,28 +400,86 @@ async def test_only_the_owner_can_watch(orders: asyncpg.Connection) -> None:
 
 
 async def test_no_cast_of_another_runs_with_our_rights(db: asyncpg.Connection) -> None:
-    """to_jsonb() runs the casts to json that the owner of a type makes: what that could do is not found out."""
+    """to_jsonb() runs the casts to json that the owner of a type makes: none of theirs is, not even one made meanwhile."""
     await db.execute("CREATE TABLE spied (as_whom text); GRANT INSERT ON spied TO PUBLIC")
     async with role(db, "GRANT CREATE ON SCHEMA public TO {}"):
-        await db.execute("CREATE TYPE trap AS (x int)")
         await db.execute(
-            """CREATE FUNCTION spring(trap) RETURNS json LANGUAGE plpgsql AS $$ BEGIN
+            """CREATE TYPE trap AS ENUM ('a', 'b');
+               CREATE FUNCTION spring(trap) RETURNS json LANGUAGE plpgsql AS $$ BEGIN
                  INSERT INTO public.spied VALUES (current_user); RETURN '1'; END $$;
-               CREATE CAST (trap AS json) WITH FUNCTION spring(trap)"""
+               CREATE FUNCTION leap(trap) RETURNS text LANGUAGE plpgsql AS $$ BEGIN
+                 INSERT INTO public.spied VALUES (current_user); RETURN '1'; END $$"""
         )
-        await db.execute("RESET ROLE; CREATE TABLE bait (id int PRIMARY KEY, t trap); CREATE TABLE plain (id int PRIMARY KEY)")
-        await db.execute("SELECT rowcast.watch('bait', ARRAY['*']); SELECT rowcast.watch('plain', ARRAY['*'])")
         await db.execute(
-            "INSERT INTO bait VALUES (1, '(1)'); INSERT INTO bait VALUES (2, '(1)'), (3, '(2)'); UPDATE bait SET t = '(5)'; INSERT INTO plain VALUES (7)"
+            """RESET ROLE; CREATE SCHEMA closed; ALTER TYPE trap SET SCHEMA closed; SET search_path = public, closed;
+               CREATE DOMAIN lid AS trap; CREATE DOMAIN percent AS int CHECK (VALUE <= 100); CREATE TYPE chest AS (t trap, n int);
+               CREATE TABLE bait (gone int, id int PRIMARY KEY, s text, t trap, l lid, ts trap[], b chest, k percent, n numeric(10, 2), c char(3));
+               ALTER TABLE bait DROP gone; CREATE TABLE plain (id int PRIMARY KEY);
+               SELECT rowcast.watch('bait', ARRAY['*'], session_column => 's'), rowcast.watch('plain', ARRAY['*'])"""
+        )
+        rest = "'s', 'a', 'a', '{a,b}', '(a,1)', 50, 2.5, 'x'"
+        await db.execute(
+            f"""INSERT INTO bait VALUES (0, {rest});
+                CREATE CAST (trap AS json) WITH FUNCTION spring(trap); CREATE CAST (trap AS text) WITH FUNCTION leap(trap) AS IMPLICIT;
+                INSERT INTO bait VALUES (1, {rest}); INSERT INTO bait VALUES (2, {rest}), (3, 's', NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+                UPDATE bait SET t = 'b' WHERE id IN (1, 2); UPDATE bait SET n = n; UPDATE bait SET s = 'z' WHERE id = 3; DELETE FROM bait WHERE id = 1; INSERT INTO plain VALUES (7)"""
         )
         assert await db.fetchval("SELECT count(*) FROM spied") == 0
         events = await told(db)
-        assert [payload["row"] for type, _, payload in events if type == "bait.inserted"] == [{"omitted": True}] * 3
-        assert [type for type, _, _ in events].count("bait.updated") == 3
+        row = {"id": 1, "s": "s", "t": "a", "l": "a", "ts": ["a", "b"], "b": "(a,1)", "k": 50, "n": 2.5, "c": "x  "}
+        nulls = dict.fromkeys(row, None) | {"id": 3, "s": "s"}
+        inserted = [payload["row"] for type, _, payload in events if type == "bait.inserted"]
+        assert inserted == [{**row, "id": 0}, row, {**row, "id": 2}, nulls, {**nulls, "s": "z"}]
+        assert [payload["row"] for type, _, payload in events if type == "bait.updated"] == [{**row, "id": id, "t": "b"} for id in (1, 2)]
+        assert [(who, payload["key"]) for type, who, payload in events if type == "bait.deleted"] == [
+            ({"session": "s"}, {"id": id}) for id in (3, 1)
+        ]
         assert events[-1][2]["row"] == {"id": 7}
-        problems = await db.fetchval("SELECT problems FROM rowcast.watches WHERE name = 'bait'")
-        assert len(problems) == 1
-        assert "cast to json" in problems[0]
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_cast_that_fails_costs_its_own_value_only(db: asyncpg.Connection, many: bool) -> None:
+    await db.execute(
+        """CREATE TYPE grade AS ENUM ('good', 'bad');
+           CREATE FUNCTION fails(grade) RETURNS json LANGUAGE plpgsql AS $$ BEGIN IF $1 = 'bad' THEN RAISE 'no'; END IF; RETURN '{"ok": 1}'; END $$;
+           CREATE CAST (grade AS json) WITH FUNCTION fails(grade);
+           CREATE TABLE graded (id int PRIMARY KEY, s text, g grade, j json); SELECT rowcast.watch('graded', ARRAY['*'], session_column => 's')"""
+    )
+    rows = ["(1, 's', 'good', '{}')", """(2, 's', 'bad', '{"a": "\\u0000"}')"""]
+    for values in [", ".join(rows)] if many else rows:
+        await db.execute(f"INSERT INTO graded VALUES {values}")
+    assert await told(db) == [
+        ("graded.inserted", {"session": "s"}, {"key": {"id": 1}, "row": {"id": 1, "s": "s", "g": {"ok": 1}, "j": {}}}),
+        ("graded.inserted", {"session": "s"}, {"key": {"id": 2}, "row": {"id": 2, "s": "s", "g": "bad", "j": {"a": "\ufffd"}}}),
+    ]
+
+
+async def test_a_trigger_of_another_make_tells_nothing_odd_and_hides_no_other(orders: asyncpg.Connection) -> None:
+    """Whoever may watch can make triggers by hand: no name that would be a line of its own in a stream, no list that nobody can read."""
+    create = (
+        "CREATE TRIGGER mine AFTER INSERT ON own REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION rowcast.capture({})"
+    )
+    for arguments in ("", "'a','b','c','d','e','f','g','h','i'", r"E'evil\nid: 9','','','','','','{}','{*}','{}'"):
+        await orders.execute("CREATE TABLE own (id int)")
+        await orders.execute(create.format(arguments))
+        found = await orders.fetch("SELECT target::text, problems FROM rowcast.watches ORDER BY target::text")
+        assert [row["target"] for row in found] == ["orders", "own"]
+        assert "public.own.mine is a trigger too many: watch it again" in found[1]["problems"]
+        if "g" not in arguments:
+            await orders.execute("INSERT INTO own VALUES (1)")
+            assert await told(orders) == []
+        await orders.execute("DROP TABLE own")
+
+
+async def test_a_trigger_that_was_renamed_tells_nothing_twice(orders: asyncpg.Connection) -> None:
+    await orders.execute('ALTER TRIGGER rowcast_insert ON orders RENAME TO "My trigger"')
+    assert await orders.fetchval("SELECT problems FROM rowcast.watches") == [
+        'public.orders."My trigger" is a trigger too many: watch it again',
+        "public.orders.rowcast_insert is missing: watch it again",
+    ]
+    await orders.execute("SELECT rowcast.watch('orders', ARRAY['*']); INSERT INTO orders (id) VALUES (1)")
+    assert len(await told(orders)) == 1
+    assert await orders.fetchval("SELECT problems FROM rowcast.watches") == []
 
 
 PARTITIONED = """
@@ -517,6 +575,57 @@ async def test_two_phase_commit_and_replication(orders: asyncpg.Connection) -> N
         assert len(await told(orders)) == 1
     await orders.execute("SET session_replication_role = replica; INSERT INTO orders (id) VALUES (2); RESET session_replication_role")
     assert await told(orders) == []  # as documented
+
+
+@pytest.mark.parametrize("kind", ["BEFORE INSERT ON t FOR EACH ROW", "AFTER INSERT ON t FOR EACH STATEMENT"])
+async def test_a_trigger_that_changes_its_own_table_again(db: asyncpg.Connection, kind: str) -> None:
+    """The last event says what is in the table, for these kinds of trigger."""
+    await db.execute(
+        f"""CREATE TABLE t (id int PRIMARY KEY, v text); SELECT rowcast.watch('t', '{{v}}');
+            CREATE FUNCTION back() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+              IF TG_LEVEL = 'ROW' THEN NEW.v := 'mended'; ELSE UPDATE t SET v = 'mended'; END IF; RETURN NEW; END $$;
+            CREATE TRIGGER touch {kind} EXECUTE FUNCTION back(); INSERT INTO t VALUES (1, 'new')"""
+    )
+    events = [(type, payload["row"]["v"]) for type, _, payload in await told(db)]
+    assert events == ([("t.inserted", "mended")] if "ROW" in kind else [("t.inserted", "new"), ("t.updated", "mended")])
+
+
+async def test_cascades_and_statements_of_several_parts_tell_each_row_once(db: asyncpg.Connection) -> None:
+    await db.execute(
+        """CREATE TABLE tree (id int PRIMARY KEY, parent int REFERENCES tree ON DELETE CASCADE ON UPDATE CASCADE);
+           CREATE TABLE leaf (id int PRIMARY KEY, tree int REFERENCES tree ON DELETE CASCADE ON UPDATE CASCADE DEFERRABLE INITIALLY DEFERRED);
+           SELECT rowcast.watch('tree', '{parent}'), rowcast.watch('leaf', '{tree}');
+           WITH a AS (INSERT INTO tree VALUES (1, NULL), (2, 1), (3, 2) RETURNING id), b AS (INSERT INTO leaf SELECT id, id FROM a)
+           INSERT INTO tree VALUES (4, 3)"""
+    )
+
+    async def seen() -> list[tuple[str, int]]:
+        return sorted((type, payload["key"]["id"]) for type, _, payload in await told(db))
+
+    assert await seen() == [*(("leaf.inserted", id) for id in (1, 2, 3)), *(("tree.inserted", id) for id in (1, 2, 3, 4))]
+    await db.execute("UPDATE tree SET id = 10 WHERE id = 1")
+    assert await seen() == [("leaf.updated", 1), ("tree.deleted", 1), ("tree.inserted", 10), ("tree.updated", 2)]
+    await db.execute("DELETE FROM tree WHERE id = 10")
+    assert await seen() == [*(("leaf.deleted", id) for id in (1, 2, 3)), *(("tree.deleted", id) for id in (2, 3, 4, 10))]
+    await db.execute("TRUNCATE tree CASCADE")
+    assert [type for type, _, _ in await told(db)] == ["tree.truncated", "leaf.truncated"]
+
+
+async def test_watches_go_with_a_dump(orders: asyncpg.Connection, database: str, empty_database: str, tmp_path: Path) -> None:
+    if orders.get_server_version() < (18,):
+        pytest.skip("a dump is for servers of its own version")
+    await orders.execute(PARTITIONED + "; CREATE TYPE mood AS ENUM ('good', 'bad'); ALTER TABLE orders ADD COLUMN aaa mood")
+    await orders.execute("INSERT INTO orders (id, session_id) VALUES (1, 's'); CREATE VIEW aaa AS SELECT * FROM rowcast.watches")
+    dump = tmp_path / "dump"
+    for program, *arguments in (("pg_dump", "-Fc", "-f", dump, database), ("pg_restore", "--exit-on-error", "-d", empty_database, dump)):
+        process = await asyncio.create_subprocess_exec(Path(embedded_programs(), program), *arguments)
+        assert await process.wait() == 0
+    copy = await asyncpg.connect(empty_database)
+    assert await copy.fetch("SELECT target::text, problems FROM rowcast.watches ORDER BY 1") == [("orders", []), ("sale", [])]
+    assert len(await told(copy)) == 1  # restoring made no events
+    await copy.execute("INSERT INTO orders (id, session_id) VALUES (2, 's'); INSERT INTO sale_us_1 VALUES ('us', 1)")
+    assert [type for type, _, _ in await told(copy)] == ["orders.inserted", "sale.inserted"]
+    await copy.close()
 
 
 async def test_watching_again_replaces(orders: asyncpg.Connection) -> None:
@@ -713,3 +822,35 @@ async def test_taking_the_migration_back_ends_all_watches(orders: asyncpg.Connec
     await orders.execute("INSERT INTO orders (id) VALUES (1)")
     assert await told(orders) == []
     await schema.migrate(database, "head")
+
+
+# What takes long
+
+
+async def test_large_values_fail_no_write(db: asyncpg.Connection) -> None:
+    await db.execute(
+        "CREATE TABLE large (id int PRIMARY KEY, s text, big text, more text); SELECT rowcast.watch('large', ARRAY['*'], session_column => 's')"
+    )
+    await db.execute("INSERT INTO large VALUES (1, 's', repeat('x', 17000000), 'small')")
+    await db.execute("UPDATE large SET big = repeat('y', 17000000)")
+    await db.execute("INSERT INTO large VALUES (2, 's', repeat('x', 270000000), 'small')")
+    events = await told(db)
+    assert [(type, who) for type, who, _ in events] == [
+        ("large.inserted", {"session": "s"}),
+        ("large.updated", {"session": "s"}),
+        ("large.inserted", {"session": "s"}),
+    ]
+    assert [payload["row"]["big"] for _, _, payload in events[:2]] == [None, None]
+    assert events[2][2]["row"]["more"] == "small"
+    assert len(json.dumps(events[2][2])) < 1000
+
+
+async def test_a_large_row_without_a_key_fails_no_write(db: asyncpg.Connection) -> None:
+    """Its key is the row: both together may be beyond what one jsonb can hold (256 MB)."""
+    await db.execute("CREATE TABLE large (a text, b text); SELECT rowcast.watch('large', ARRAY['*'])")
+    await db.execute("INSERT INTO large VALUES (repeat('x', 17000000), 'b'); UPDATE large SET a = 'small'; DELETE FROM large")
+    assert [(type, payload["key"], payload.get("row")) for type, _, payload in await told(db)] == [
+        ("large.inserted", {"a": None, "b": "b"}, {"a": None, "b": "b"}),
+        ("large.updated", {"a": None, "b": "b"}, {"a": "small", "b": "b"}),
+        ("large.deleted", {"a": "small", "b": "b"}, None),
+    ]

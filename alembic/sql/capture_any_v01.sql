@@ -5,7 +5,12 @@
 CREATE OR REPLACE FUNCTION rowcast.capture() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET timezone = 'UTC'
+SET timezone = 'UTC' -- and whatever else a writer may have set otherwise: a row looks like itself
+SET datestyle = 'ISO'
+SET intervalstyle = 'postgres'
+SET bytea_output = 'hex'
+SET extra_float_digits = 1
+SET standard_conforming_strings = on
 SET jit = off
 AS $$
 <<change>>
@@ -18,12 +23,16 @@ DECLARE
   columns CONSTANT text[] := TG_ARGV[7];
   hidden CONSTANT text[] := TG_ARGV[8];
   keyed CONSTANT boolean := TG_ARGV[6] <> '{}';
-  trusted boolean := NOT EXISTS (SELECT FROM pg_cast c WHERE c.oid >= 16384 AND c.casttarget = 114); -- json
+  trusted boolean := NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = TG_RELID AND a.attnum > 0 AND a.atttypid >= 16384);
   o jsonb;
   n jsonb;
   key_less text[];
   row_less text[];
+  told bigint;
 BEGIN
+  IF (name ~ '^[A-Za-z0-9_.-]{1,100}$') IS NOT TRUE THEN
+    RETURN NULL; -- no trigger that watch() made: clients are not told just anything
+  END IF;
   IF TG_OP = 'TRUNCATE' THEN
     -- Its partitions are truncated along, and each has a trigger: one event is enough.
     INSERT INTO rowcast.outbox (table_name, channel, type, payload)
@@ -53,7 +62,7 @@ BEGIN
       o := NULL;
       n := NULL;
     END;
-    IF pg_column_size(coalesce(n, o)) < 16777216 AND (TG_OP <> 'UPDATE' OR rowcast.stays(o, n, key_columns || audience)) THEN
+    IF greatest(pg_column_size(o), pg_column_size(n)) < 16777216 AND (TG_OP <> 'UPDATE' OR rowcast.stays(o, n, key_columns || audience)) THEN
       IF rowcast.tell_one(o, n, name, channel, audience, key_columns, columns, hidden, at) THEN
         PERFORM rowcast.ring();
       END IF;
@@ -68,27 +77,43 @@ BEGIN
   row_less := CASE WHEN columns = '{*}' THEN hidden ELSE coalesce(row_less, '{}') END;
   key_less := CASE WHEN keyed THEN coalesce(key_less, '{}') ELSE row_less END;
 
+  IF NOT trusted THEN
+    EXECUTE format(
+      $insert$
+        INSERT INTO rowcast.outbox (session_id, project_id, job_id, user_id, table_name, channel, type, payload)
+        SELECT e.session_id, e.project_id, e.job_id, e.user_id, e.table_name, $1, e.type, e.payload
+          FROM (%s) o FULL JOIN (%s) n ON n.i = o.i, rowcast.row_event(o.picture, n.picture, $2, $3, $4, $5, $6, $7) e
+         ORDER BY e.turn, coalesce(o.i, n.i)
+      $insert$, rowcast.pictures(TG_RELID, TG_OP, 'old_rows'), rowcast.pictures(TG_RELID, TG_OP, 'new_rows'))
+      USING channel, name, audience, keyed, key_less, row_less, at;
+    GET DIAGNOSTICS told = ROW_COUNT;
+    IF told > 0 THEN
+      PERFORM rowcast.ring();
+    END IF;
+    RETURN NULL;
+  END IF;
+
   CASE TG_OP
   WHEN 'INSERT' THEN
     INSERT INTO rowcast.outbox (session_id, project_id, job_id, user_id, table_name, channel, type, payload)
     SELECT e.session_id, e.project_id, e.job_id, e.user_id, e.table_name, change.channel, e.type, e.payload
-      FROM (SELECT rowcast.picture(r.*, change.trusted) AS picture FROM new_rows r OFFSET 0) n,
+      FROM (SELECT rowcast.picture(r.*, TG_RELID) AS picture FROM new_rows r OFFSET 0) n,
            rowcast.row_event(NULL, n.picture, change.name, change.audience, change.keyed, change.key_less, change.row_less, change.at) e;
   WHEN 'UPDATE' THEN
     -- The two tables are filled together, an old and a new row at a time. Only a row that a partition's trigger swallows
     -- while it moves there is missing in the second: then no pairs can be told, and the numbers are kept apart.
     INSERT INTO rowcast.outbox (session_id, project_id, job_id, user_id, table_name, channel, type, payload)
     SELECT e.session_id, e.project_id, e.job_id, e.user_id, e.table_name, change.channel, e.type, e.payload
-      FROM (SELECT row_number() OVER () AS i, rowcast.picture(r.*, change.trusted) AS picture FROM old_rows r) o
+      FROM (SELECT row_number() OVER () AS i, rowcast.picture(r.*, TG_RELID) AS picture FROM old_rows r) o
       FULL JOIN (SELECT row_number() OVER ()
                         + CASE WHEN (SELECT count(*) FROM old_rows) = (SELECT count(*) FROM new_rows) THEN 0 ELSE 1000000000000 END AS i,
-                        rowcast.picture(r.*, change.trusted) AS picture FROM new_rows r) n ON n.i = o.i,
+                        rowcast.picture(r.*, TG_RELID) AS picture FROM new_rows r) n ON n.i = o.i,
            rowcast.row_event(o.picture, n.picture, change.name, change.audience, change.keyed, change.key_less, change.row_less, change.at) e
      ORDER BY e.turn, coalesce(o.i, n.i);
   WHEN 'DELETE' THEN
     INSERT INTO rowcast.outbox (session_id, project_id, job_id, user_id, table_name, channel, type, payload)
     SELECT e.session_id, e.project_id, e.job_id, e.user_id, e.table_name, change.channel, e.type, e.payload
-      FROM (SELECT rowcast.picture(r.*, change.trusted) AS picture FROM old_rows r OFFSET 0) o,
+      FROM (SELECT rowcast.picture(r.*, TG_RELID) AS picture FROM old_rows r OFFSET 0) o,
            rowcast.row_event(o.picture, NULL, change.name, change.audience, change.keyed, change.key_less, change.row_less, change.at) e;
   END CASE;
   IF FOUND THEN

@@ -5,6 +5,7 @@ CREATE OR REPLACE FUNCTION rowcast.emit(
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET standard_conforming_strings = on
 AS $$
 DECLARE
   id text;

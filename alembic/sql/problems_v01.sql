@@ -30,8 +30,9 @@ AS $$
      CROSS JOIN unnest(ARRAY['insert', 'update', 'delete', 'truncate']) AS k (kind)
       LEFT JOIN pg_trigger g ON g.tgrelid = f.member AND g.tgname = 'rowcast_' || k.kind AND g.tgfoid = 'rowcast.capture()'::regprocedure
     UNION
-    SELECT 5, 'the owner of a type made a cast to json: events tell no row, lest the cast runs with the rights of rowcast_owner'
-      FROM rowcast.family(target) f WHERE NOT rowcast.trusts(f.member)
+    SELECT 4, format('%s.%s is a trigger too many: watch it again', f.member, quote_ident(g.tgname))
+      FROM rowcast.family(target) f JOIN pg_trigger g ON g.tgrelid = f.member
+     WHERE g.tgfoid = 'rowcast.capture()'::regprocedure AND g.tgname <> ALL ('{rowcast_insert,rowcast_update,rowcast_delete,rowcast_truncate}')
   )
   SELECT coalesce(array_agg(p.line ORDER BY p.i, p.line), '{}') FROM problem p WHERE p.line IS NOT NULL
 $$

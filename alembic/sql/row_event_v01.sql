@@ -13,9 +13,8 @@ LANGUAGE sql STABLE
 AS $$
   SELECT e.s, e.p, e.j, e.u, e.t,
          name || CASE e.turn WHEN 1 THEN '.deleted' WHEN 2 THEN '.updated' ELSE '.inserted' END,
-         CASE WHEN e.turn = 1 THEN jsonb_build_object('key', e.key, 'timestamp', at)
-              ELSE jsonb_build_object('key', e.key, 'row', CASE WHEN pg_column_size(e.nrow) > 16777216 THEN rowcast.trimmed(e.nrow) ELSE e.nrow END,
-                                      'timestamp', at) END,
+         jsonb_build_object('key', rowcast.trimmed(e.key), 'timestamp', at)
+         || CASE WHEN e.turn = 1 THEN '{}' ELSE jsonb_build_object('row', rowcast.trimmed(e.nrow)) END,
          e.turn
     FROM (
       SELECT told.turn, c.nrow,

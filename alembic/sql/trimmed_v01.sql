@@ -3,7 +3,8 @@
 CREATE OR REPLACE FUNCTION rowcast.trimmed(picture jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE
 AS $$
-  SELECT jsonb_object_agg(c.key, CASE WHEN c.total <= 16777216 THEN c.value ELSE 'null' END)
-    FROM (SELECT j.key, j.value, sum(pg_column_size(j.value)) OVER (ORDER BY pg_column_size(j.value), j.key) AS total
-            FROM jsonb_each(picture) j) c
+  SELECT CASE WHEN pg_column_size(picture) <= 16777216 THEN picture ELSE (
+    SELECT jsonb_object_agg(c.key, CASE WHEN c.total <= 16777216 THEN c.value ELSE 'null' END)
+      FROM (SELECT j.key, j.value, sum(pg_column_size(j.value)) OVER (ORDER BY pg_column_size(j.value), j.key) AS total
+              FROM jsonb_each(picture) j) c) END
 $$

@@ -7,6 +7,7 @@ CREATE OR REPLACE FUNCTION rowcast.watch(
 RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+SET standard_conforming_strings = on
 AS $$
 DECLARE
   audience CONSTANT text[] := ARRAY[session_column, project_column, job_column, user_column];
@@ -16,6 +17,7 @@ DECLARE
   arguments text;
   each regclass;
   kind text;
+  other name;
 BEGIN
   PERFORM rowcast.check_watchable(target);
   PERFORM rowcast.check_name(label);
@@ -40,6 +42,11 @@ BEGIN
                   WHEN 'update' THEN 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'
                   WHEN 'delete' THEN 'REFERENCING OLD TABLE AS old_rows' ELSE '' END,
         arguments);
+    END LOOP;
+    -- One that has another name would tell everything again.
+    FOR other IN SELECT g.tgname FROM pg_trigger g WHERE g.tgrelid = each AND g.tgfoid = 'rowcast.capture()'::regprocedure
+                    AND g.tgname <> ALL ('{rowcast_insert,rowcast_update,rowcast_delete,rowcast_truncate}') LOOP
+      EXECUTE format('DROP TRIGGER %I ON %s', other, each);
     END LOOP;
   END LOOP;
 END

@@ -1,6 +1,6 @@
 -- What is watched, and what is wrong there. A partition counts as part of its table.
 CREATE OR REPLACE VIEW rowcast.watches AS
-SELECT w.target, w.a[1] AS name, w.a[8]::text[] AS columns,
+SELECT w.target, coalesce(w.a[1], w.target::text) AS name, coalesce(w.a[8]::text[], '{}') AS columns,
        nullif(w.a[3], '') AS session_column, nullif(w.a[4], '') AS project_column, nullif(w.a[5], '') AS job_column,
        nullif(w.a[6], '') AS user_column, nullif(w.a[2], '') AS channel, rowcast.problems(w.target, w.tgargs) AS problems
   FROM (SELECT DISTINCT ON (g.tgrelid) g.tgrelid::pg_catalog.regclass AS target, g.tgargs, rowcast.arguments(g.tgargs) AS a

@@ -7,8 +7,12 @@ down_revision = "0004"
 
 # In the order in which they need each other; a name in schema rowcast, its file, and its arguments.
 FOR_CAPTURE = {
-    "mended": "record",
-    "picture": "record, boolean",
+    "same": "record",
+    "uncast_columns": "oid",
+    "uncast": "record, oid",
+    "mended": "record, oid",
+    "picture": "record, oid",
+    "pictures": "oid, text, text",
     "trimmed": "jsonb",
     "follower": "jsonb, text",
     "row_event": "jsonb, jsonb, text, text[], boolean, text[], text[], timestamptz",
@@ -27,7 +31,6 @@ FOR_WATCHING = {
     "arguments": "bytea",
     "problems": "regclass, bytea",
 }
-FOR_WATCHES = {**FOR_WATCHING, "trusts": "oid"}  # what the view calls, for whoever reads it
 PUBLIC_FACE = {
     "watch": "regclass, text[], text, text, text, text, text, text",
     "unwatch": "regclass",
@@ -45,10 +48,7 @@ def upgrade() -> None:
     execute(
         # Named, for PUBLIC may have been denied by default.
         *(f"GRANT EXECUTE ON FUNCTION {function} TO rowcast_owner" for function in signatures(FOR_CAPTURE)),
-        *(
-            f"GRANT EXECUTE ON FUNCTION {function} TO PUBLIC"
-            for function in signatures({**FOR_WATCHING, "trusts": "oid", "is_frame": "text"})
-        ),
+        *(f"GRANT EXECUTE ON FUNCTION {function} TO PUBLIC" for function in signatures({**FOR_WATCHING, "is_frame": "text"})),
         *(f"ALTER FUNCTION {function} OWNER TO rowcast_owner" for function in ("rowcast.capture()", *signatures(PUBLIC_FACE)[2:])),
         *(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC" for function in ("rowcast.capture()", *signatures(PUBLIC_FACE))),
         *(f"GRANT EXECUTE ON FUNCTION {function} TO rowcast_hub" for function in ("rowcast.capture()", *signatures(PUBLIC_FACE))),
