@@ -547,5 +547,5 @@ async def test_statuses_are_those_of_the_tables(hub: Hub) -> None:
 
 
 async def test_events_of_the_log_are_not_called_as_frames_are(hub: Hub, writer: Writer) -> None:
-    for name in {*TOLD, *ANSWERED, *OF_TASK} - {"cancel"}:  # which the schema of the database does not know yet
+    for name in {*TOLD, *ANSWERED, *OF_TASK}:
         assert await writer.db.fetchval("SELECT rowcast.is_frame($1)", name), name

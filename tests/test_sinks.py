@@ -80,9 +80,10 @@ async def test_nothing_overtakes_what_the_kernel_had_no_room_for() -> None:
             got += read(client)  # room, and the transport does not know
             sink.write(Block(b"%08d" % n))
             n += 1
-        while len(numbers := unchunked(got)[0].replace(b"x", b"")) < 8 * n:
-            await asyncio.sleep(0.001)
-            got += read(client)
+        async with asyncio.timeout(10):
+            while len(numbers := unchunked(got)[0].replace(b"x", b"")) < 8 * n:
+                await asyncio.sleep(0.001)
+                got += read(client)
         assert [int(numbers[i : i + 8]) for i in range(0, len(numbers), 8)] == list(range(n))
 
 

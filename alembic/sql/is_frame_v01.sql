@@ -3,5 +3,5 @@ CREATE OR REPLACE FUNCTION rowcast.is_frame(type text) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 AS $$
   SELECT type IN ('connected', 'caught_up', 'reset', 'end', 'bye', 'error', 'open', 'message', 'snapshot', 'subscribed', 'unsubscribed',
-                  'pong', 'keepalive', 'progress', 'completed', 'failed', 'cancelled')
+                  'pong', 'cancel', 'keepalive', 'progress', 'completed', 'failed', 'cancelled')
 $$
