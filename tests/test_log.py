@@ -1,13 +1,16 @@
 """What reading the log costs."""
 
+import asyncio
 import json
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 from rowcast import queries
 from rowcast.database import READING, create_pool
-from rowcast.events import AUDIENCES
+from rowcast.events import AUDIENCES, Position, Topic
+from rowcast.log import Log
 
 EVENTS, SESSIONS = 20_000, 200
 FILL = f"""
@@ -67,3 +70,16 @@ async def test_the_pool_reads_that_way(database: str) -> None:
     async with create_pool(database, 1, pooled=False) as pool:
         for name, value in READING.items():
             assert await pool.fetchval(f"SHOW {name}") == value
+
+
+async def test_who_asks_at_once_is_answered_for_its_own_topics(database: str, db: asyncpg.Connection) -> None:
+    await db.execute(FILL)
+    seven, eight = (Topic("session", "s7"),), (Topic("session", "s8"),)
+    upto, newest = Position(EVENTS), {seven: EVENTS - SESSIONS + 7, eight: EVENTS - SESSIONS + 8, (*seven, *eight): EVENTS - SESSIONS + 8}
+    async with create_pool(database, 4, pooled=False) as pool:
+        log = Log(pool)
+        asked = [topics for topics in newest for _ in range(5)]
+        found = await asyncio.gather(*(log.recent(topics, upto, timedelta(days=1), 1) for topics in asked))
+        assert found == [newest[topics] - 1 for topics in asked]
+        read = await asyncio.gather(*(log.read("00000000", Position(EVENTS - SESSIONS), upto, topics) for topics in asked))
+        assert [batch.events[-1].position for batch in read] == [newest[topics] for topics in asked]
