@@ -155,6 +155,31 @@ async def test_large_texts_are_null_and_the_whole_has_a_bound(writer: Writer, ep
     assert (await job_state(writer.db, job))["job"]["error"] is None
 
 
+async def test_what_is_nested_too_deep_is_null(writer: Writer, epoch: str) -> None:
+    """In events too: a reader may not get past it."""
+    session = await writer.session()
+    for depth in (200, 201, 1100):
+        nested = "[" * depth + "]" * depth
+        job = await writer.insert("job", session_id=session, kind="agent", result=nested)
+        await writer.insert("job_step", job_id=job, state=nested)
+        message = await writer.message(session, metadata=f'{{"a": {nested[1:-1]}}}')
+        await writer.update("message", message, status="failed", metadata=f'{{"error": {nested}}}')
+    kept = json.loads("[" * 200 + "]" * 200)
+    state = await session_state(writer.db, session)
+    assert [job["result"] for job in state["jobs"]] == [kept, None, None]
+    assert [job["steps"][0]["state"] for job in state["jobs"]] == [kept, None, None]
+    assert [message["metadata"] for message in state["messages"]] == [None] * 3
+    assert (await job_state(writer.db, job))["job"]["result"] is None
+    events = await told(writer.db)
+    assert [payload["run"]["result"] for type, payload in events if type == "agent.run.created"] == [kept, None, None]
+    assert [payload["step"]["state"] for type, payload in events if type == "agent.step.updated"] == [kept, None, None]
+    created = [payload["message"]["metadata"] for type, payload in events if type == "agent.message.appended"]
+    assert created == [{"a": kept[0]}, None, None]
+    failed = [payload for type, payload in events if type == "message.failed"]
+    assert [payload["message"]["metadata"] for payload in failed] == [None] * 3
+    assert [payload["errorMessage"] for payload in failed] == [kept, None, None]
+
+
 ODD = ["", "x", "%", "'; DROP TABLE session", NOBODY, NOBODY.replace("-", ""), f"{{{NOBODY}}}", NOBODY + "\n", "x" * 100_000]
 
 

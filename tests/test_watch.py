@@ -36,6 +36,11 @@ async def told(db: asyncpg.Connection) -> list[Told]:
     return events
 
 
+def nested(depth: int) -> str:
+    """An SQL literal of arrays in each other."""
+    return f"'{'[' * depth}{']' * depth}'"
+
+
 @pytest.fixture
 def orders(runner: asyncio.Runner, db: asyncpg.Connection) -> asyncpg.Connection:
     runner.run(
@@ -330,6 +335,42 @@ async def test_odd_values_fail_no_write(db: asyncpg.Connection, many: bool) -> N
     assert [type for type, _, _ in await told(db)] == ["odd.updated"]
     await db.execute("DELETE FROM odd")
     assert len(await told(db)) == 3
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_what_is_nested_too_deep_is_null(db: asyncpg.Connection, many: bool) -> None:
+    await db.execute("CREATE TABLE deep (id int PRIMARY KEY, j json, jb jsonb); SELECT rowcast.watch('deep', ARRAY['*'])")
+    rows = [f"({id}, {nested(j)}, {nested(jb)})" for id, (j, jb) in enumerate([(200, 201), (201, 200), (12_000, 12_000)])]
+    for values in [", ".join(rows)] if many else rows:
+        await db.execute(f"INSERT INTO deep VALUES {values}")
+    told_rows = [payload["row"] for _, _, payload in await told(db)]
+    kept = json.loads("[" * 200 + "]" * 200)
+    assert told_rows == [{"id": 0, "j": kept, "jb": None}, {"id": 1, "j": None, "jb": kept}, {"id": 2, "j": None, "jb": None}]
+    await db.execute(f"UPDATE deep SET jb = {nested(300)} WHERE id = 2")
+    ((type, _, payload),) = await told(db)
+    assert (type, payload) == ("deep.updated", {"key": {"id": 2}, "row": {"id": 2, "j": None, "jb": None}})
+    await db.execute("DELETE FROM deep")
+    assert len(await told(db)) == 3
+
+
+async def test_a_key_that_is_nested_too_deep_is_null(db: asyncpg.Connection) -> None:
+    await db.execute("CREATE TABLE deep (jb jsonb); SELECT rowcast.watch('deep', ARRAY['*'])")
+    await db.execute(f"INSERT INTO deep VALUES ({nested(201)}); DELETE FROM deep")
+    assert [payload["key"] for _, _, payload in await told(db)] == [{"jb": None}] * 2
+
+
+async def test_no_depth_makes_a_write_fail(db: asyncpg.Connection) -> None:
+    """Whatever PostgreSQL itself takes: capture has less of the stack."""
+    await db.execute("CREATE TABLE deep (id int PRIMARY KEY, jb jsonb); SELECT rowcast.watch('deep', ARRAY['*'])")
+    depth = 13_000
+    with pytest.raises(asyncpg.StatementTooComplexError):
+        while literal := nested(depth):
+            await db.execute(f"ALTER TABLE deep DISABLE TRIGGER ALL; INSERT INTO deep VALUES (1, {literal}), (2, '{{}}')")
+            await db.execute("ALTER TABLE deep ENABLE TRIGGER ALL")
+            await db.execute("UPDATE deep SET id = -id; UPDATE deep SET id = -id WHERE id = -1; DELETE FROM deep")
+            assert await told(db)
+            depth += 250
+    assert depth > 13_000
 
 
 async def test_what_a_writer_sets_changes_no_event(db: asyncpg.Connection) -> None:
@@ -699,6 +740,7 @@ async def test_emit(db: asyncpg.Connection) -> None:
         ("'completed', '{}', 's'", "type completed is what streams call"),
         ("'a.b', '[]', 's'", "payload is no JSON object"),
         ("'a.b', NULL, 's'", "payload is no JSON object"),
+        ("'a.b', ('{\"a\":' || repeat('[', 200) || repeat(']', 200) || '}')::jsonb, 's'", "payload is nested deeper than 200"),
         ("'a.b', '{}'", "nobody would be told"),
         ("'a.b', '{}', ''", "id '' is no good"),
         ("'a.b', '{}', user_id => repeat('x', 129)", "is no good: 1 to 128"),

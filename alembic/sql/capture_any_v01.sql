@@ -62,7 +62,8 @@ BEGIN
       o := NULL;
       n := NULL;
     END;
-    IF greatest(pg_column_size(o), pg_column_size(n)) < 16777216 AND (TG_OP <> 'UPDATE' OR rowcast.stays(o, n, key_columns || audience)) THEN
+    IF (TG_OP = 'INSERT' OR rowcast.fit(o) IS NOT NULL) AND (TG_OP = 'DELETE' OR rowcast.fit(n) IS NOT NULL)
+       AND (TG_OP <> 'UPDATE' OR rowcast.stays(o, n, key_columns || audience)) THEN
       IF rowcast.tell_one(o, n, name, channel, audience, key_columns, columns, hidden, at) THEN
         PERFORM rowcast.ring();
       END IF;

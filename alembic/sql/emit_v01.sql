@@ -17,6 +17,8 @@ BEGIN
     RAISE EXCEPTION 'type % is what streams call a frame of their own: take another', type USING ERRCODE = '22023';
   ELSIF jsonb_typeof(payload) IS DISTINCT FROM 'object' THEN
     RAISE EXCEPTION 'payload is no JSON object' USING ERRCODE = '22023';
+  ELSIF jsonb_path_exists(payload, 'strict $.**{200}') THEN
+    RAISE EXCEPTION 'payload is nested deeper than 200' USING ERRCODE = '22023';
   ELSIF coalesce(session_id, project_id, job_id, user_id, channel) IS NULL THEN
     RAISE EXCEPTION 'nobody would be told: give session_id, project_id, job_id, user_id or channel' USING ERRCODE = '22023';
   END IF;

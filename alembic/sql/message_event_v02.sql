@@ -26,7 +26,7 @@ BEGIN ATOMIC
                'timestamp', at)
              || CASE WHEN e.grew AND octet_length(n.text) > octet_length(o.text)
                      THEN jsonb_build_object('offset', length(o.text), 'delta', rowcast.fit(substr(n.text, length(o.text) + 1))) ELSE '{}' END
-             || CASE WHEN e.type = 'message.failed' THEN jsonb_build_object('errorMessage', n.metadata -> 'error') ELSE '{}' END
+             || CASE WHEN e.type = 'message.failed' THEN jsonb_build_object('errorMessage', rowcast.fit(n.metadata -> 'error')) ELSE '{}' END
          END
     FROM (
       SELECT CASE told.who WHEN 'left' THEN CASE WHEN c.session THEN o.session_id END
