@@ -7,7 +7,7 @@ import asyncpg
 import msgspec
 
 from .database import Pool
-from .errors import NotFound
+from .errors import DatabaseUnavailable, NotFound
 from .events import Cursor, Topic
 
 ROWS = 1000
@@ -40,7 +40,10 @@ class State:
         return await self._read("SELECT rowcast.job_state($1)", topic.id)
 
     async def _read(self, query: str, *arguments: object) -> Snapshot:
-        fields = msgspec.json.decode(await self._ask(query, *arguments), type=dict[str, msgspec.Raw])
+        try:
+            fields = msgspec.json.decode(await self._ask(query, *arguments), type=dict[str, msgspec.Raw])
+        except RecursionError:
+            raise DatabaseUnavailable("the state is nested too deep to be read") from None
         cursor = Cursor(msgspec.json.decode(fields.pop("epoch")), msgspec.json.decode(fields.pop("position")))
         return Snapshot(cursor, msgspec.json.encode({"cursor": str(cursor), **fields}), fields)
 

@@ -107,6 +107,19 @@ async def test_a_database_error_is_tried_again_before_it_is_told(hub: Hub, write
         await stream.expect("progress")
 
 
+async def test_a_state_that_is_nested_too_deep_is_one_line(hub: Hub, database: str) -> None:
+    """Ours is not."""
+    for function in ("job_state(id text)", "session_state(id text, most integer)"):
+        body = "SELECT ('{\"job\": ' || repeat('[', 2000) || repeat(']', 2000) || '}')::jsonb"
+        await on_database(database, f"CREATE OR REPLACE FUNCTION rowcast.{function} RETURNS jsonb LANGUAGE sql AS $${body}$$")
+    says = {"error": "the state is nested too deep to be read"}
+    for path in ("/api/v1/tasks/x", "/api/sessions/x"):
+        status, _, answer = await get(hub.url + path)
+        assert (status, json.loads(answer)) == (503, says)
+    async with await task(hub, "x") as stream:
+        assert [(event.type, event.data) for event in await stream.rest()] == [("error", says)]
+
+
 async def test_cancel_asks_and_the_pipeline_decides(hub: Hub, writer: Writer) -> None:
     session = await writer.session()
     job = await writer.insert("job", kind="agent", status="running", session_id=session)
