@@ -1,5 +1,6 @@
 """The state now, as the reference tables have it, and the cursor at which that is true."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from .events import Cursor, Topic
 
 ROWS = 1000
 """Of each kind, the newest ones."""
+
+PATIENCE = 3.0
+"""Seconds that a cancel waits for the others before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class State:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._cancelling = asyncio.Lock()
+        """One at a time: it may wait for a row, and no read may wait for that."""
 
     async def of(self, topic: Topic) -> Snapshot:
         """Of a session or a job, which need not be there. NotFound without the reference tables."""
@@ -48,8 +54,21 @@ class State:
         return Snapshot(cursor, msgspec.json.encode({"cursor": str(cursor), **fields}), fields)
 
     async def cancel(self, job: str) -> bool:
-        """Ask the one who works on a job to stop; it sees an event and decides. False: the job has ended."""
-        asked = await self._ask("SELECT rowcast.cancel($1)", job)
+        """Ask the one who works on a job to stop; it sees an event and decides. False: the job has ended.
+
+        DatabaseUnavailable where another transaction holds the job's row for longer than a second.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._cancelling.acquire()
+        except TimeoutError:
+            raise DatabaseUnavailable("other tasks wait to be cancelled: try again") from None
+        try:
+            asked = await self._ask("SELECT rowcast.cancel($1)", job)
+        except asyncpg.LockNotAvailableError:
+            raise DatabaseUnavailable("another transaction holds the row of this task: try again") from None
+        finally:
+            self._cancelling.release()
         if asked is None:
             raise NotFound("no such job")
         return bool(asked)

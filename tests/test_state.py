@@ -249,6 +249,18 @@ async def test_cancel_asks_once(writer: Writer, epoch: str) -> None:
     assert await writer.db.fetchval(cancel, str(job)) is False
 
 
+async def test_cancel_waits_for_a_row_for_a_second(writer: Writer, epoch: str, database: str) -> None:
+    job = await writer.insert("job", name="a")
+    holder = await asyncpg.connect(database)
+    async with holder.transaction():
+        await holder.execute("SELECT FROM job FOR UPDATE")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await writer.db.fetchval("SELECT rowcast.cancel($1)", str(job), timeout=10)
+    await holder.close()
+    assert await writer.db.fetchval("SHOW lock_timeout") == "0"
+    assert await writer.db.fetchval("SELECT rowcast.cancel($1)", str(job)) is True
+
+
 async def test_the_hub_may_ask_and_nobody_else(writer: Writer, epoch: str, database: str) -> None:
     """Also where row security is on: its owner has policies, and no rights but these."""
     session = await writer.session()

@@ -135,6 +135,36 @@ async def test_cancel_asks_and_the_pipeline_decides(hub: Hub, writer: Writer) ->
     assert await post(f"{hub.url}/api/v1/tasks/{job}/cancel") == (409, {"id": str(job), "cancel_requested": False})
 
 
+async def test_cancels_of_a_row_that_is_held_give_up_and_hinder_no_read(hub: Hub, writer: Writer, database: str) -> None:
+    job = await writer.insert("job", status="running")
+    cancel = f"{hub.url}/api/v1/tasks/{job}/cancel"
+    most = 0
+    async with connect(f"ws{hub.url[4:]}/api/stream?topic=job:{job}", compression=None) as socket:
+        holder = await asyncpg.connect(database)
+        async with holder.transaction():
+            await holder.execute("SELECT FROM job FOR UPDATE")
+            cancels = [asyncio.create_task(post(cancel)) for _ in range(6)]
+            while not all(task.done() for task in cancels):
+                waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                most = max(most, await writer.db.fetchval(waiting))
+                assert (await get(f"{hub.url}/api/v1/tasks/{job}"))[0] == 200
+            assert most == 1
+            for task in cancels:
+                status, answer = await task
+                assert status == 503
+                assert answer["error"].endswith(": try again")
+            await socket.send(json.dumps({"action": "cancel", "job_id": str(job)}))
+            while (frame := json.loads(await asyncio.wait_for(socket.recv(), 20)))["type"] != "error":
+                pass
+            assert frame["data"] == {
+                "error": "another transaction holds the row of this task: try again",
+                "code": "unavailable",
+                "id": None,
+            }
+        await holder.close()
+    assert (await post(cancel))[0] == 202
+
+
 async def test_cancel_over_websocket(hub: Hub, writer: Writer) -> None:
     project = await writer.project()
     job = await writer.insert("job", kind="agent", status="running", project_id=project)
