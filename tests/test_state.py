@@ -145,11 +145,11 @@ async def test_steps_of_one_job_are_bounded(writer: Writer, epoch: str) -> None:
 async def test_large_texts_are_null_and_the_whole_has_a_bound(writer: Writer, epoch: str) -> None:
     session = await writer.session()
     for n in range(6):
-        await writer.message(session, str(n) * 10_000_000)
+        await writer.message(session, str(n) * 3_000_000)
     await writer.db.execute("INSERT INTO message (session_id, text) VALUES ($1, repeat('x', 300000000))", UUID(session))
     job = await writer.db.fetchval("INSERT INTO job (session_id, error) VALUES ($1, repeat('x', 20000000)) RETURNING id", UUID(session))
     state = await session_state(writer.db, session)
-    assert [message["text"] and message["text"][0] for message in state["messages"]] == ["2", "3", "4", "5", None]
+    assert [message["text"] and message["text"][0] for message in state["messages"]] == ["3", "4", "5", None]
     assert state["more"]
     assert state["jobs"][0]["error"] is None
     assert (await job_state(writer.db, job))["job"]["error"] is None
@@ -178,6 +178,18 @@ async def test_what_is_nested_too_deep_is_null(writer: Writer, epoch: str) -> No
     failed = [payload for type, payload in events if type == "message.failed"]
     assert [payload["message"]["metadata"] for payload in failed] == [None] * 3
     assert [payload["errorMessage"] for payload in failed] == [kept, None, None]
+
+
+async def test_steps_and_jobs_have_the_bound_too(writer: Writer, epoch: str) -> None:
+    session = await writer.session()
+    jobs = [await writer.insert("job", session_id=session, error="x" * 3_000_000) for _ in range(4)]
+    for _ in range(4):
+        await writer.insert("job_step", job_id=jobs[-1], error="x" * 3_000_000)
+    state = await session_state(writer.db, session)
+    assert [job["id"] for job in state["jobs"]] == [str(job) for job in jobs[1:]]
+    assert [len(job["steps"]) for job in state["jobs"]] == [0, 0, 3]
+    one = await job_state(writer.db, jobs[-1])
+    assert (len(one["steps"]), one["more"], state["more"]) == (3, True, True)
 
 
 ODD = ["", "x", "%", "'; DROP TABLE session", NOBODY, NOBODY.replace("-", ""), f"{{{NOBODY}}}", NOBODY + "\n", "x" * 100_000]

@@ -1,4 +1,4 @@
--- One job now, with its newest 500 steps (at most 32 MB, as in session_state), and the position that this is true at.
+-- One job now, with its newest 500 steps (up to 8 MB, as in session_state), and the position that this is true at.
 -- `job` is null if there is none. Its project is its own, or else its session's.
 CREATE OR REPLACE FUNCTION rowcast.job_state(id text) RETURNS jsonb
 LANGUAGE sql STABLE SECURITY DEFINER
@@ -9,7 +9,7 @@ SET jit = off
 SET row_security = on
 BEGIN ATOMIC
   WITH steps AS (
-    SELECT f.id, row_number() OVER newest <= 500 AND sum(f.size) OVER newest - f.size < 33554432 AS shown
+    SELECT f.id, row_number() OVER newest <= 500 AND sum(f.size) OVER newest - f.size < 8388608 AS shown
       FROM (SELECT s.id, s.sequence_number,
                    coalesce(octet_length(rowcast.fit(s.error)), 0) + coalesce(pg_column_size(s.state #> '{}'), 0) AS size
               FROM public.job_step s

@@ -2,8 +2,8 @@
 -- with their steps, and its messages; and the position that this is true at. All of it is of the calling statement's
 -- snapshot: what the log holds up to `position` is in it, and what comes after may be, which does no harm.
 --
--- Of each list the newest `most` rows, oldest first (of steps: of all these jobs together), and at most 32 MB of
--- texts; `more` if that left something out. Rows look as in events. An id that is none of ours: session is null.
+-- Of each list the newest `most` rows, oldest first (of steps: of all these jobs together), up to the one that makes it
+-- 8 MB of texts; `more` if that left something out. Rows look as in events. An id that is none of ours: session is null.
 -- First only keys and sizes are looked at, so that what is left out is not even read.
 CREATE OR REPLACE FUNCTION rowcast.session_state(id text, most integer) RETURNS jsonb
 LANGUAGE sql STABLE SECURITY DEFINER
@@ -20,7 +20,7 @@ BEGIN ATOMIC
              ORDER BY r.sequence_number DESC, r.id DESC LIMIT most + 1) f
     WINDOW newest AS (ORDER BY f.sequence_number DESC, f.id DESC)
   ), jobs AS (
-    SELECT f.id, row_number() OVER newest <= most AND sum(f.size) OVER newest - f.size < 33554432 AS shown
+    SELECT f.id, row_number() OVER newest <= most AND sum(f.size) OVER newest - f.size < 8388608 AS shown
       FROM (SELECT j.id, j.created_at,
                    coalesce(octet_length(rowcast.fit(j.message)), 0) + coalesce(octet_length(rowcast.fit(j.error)), 0)
                    + coalesce(pg_column_size(j.result #> '{}'), 0) AS size
@@ -29,7 +29,7 @@ BEGIN ATOMIC
              ORDER BY j.created_at DESC, j.id DESC LIMIT most + 1) f
     WINDOW newest AS (ORDER BY f.created_at DESC, f.id DESC)
   ), steps AS (
-    SELECT f.id, row_number() OVER newest <= most AND sum(f.size) OVER newest - f.size < 33554432 AS shown
+    SELECT f.id, row_number() OVER newest <= most AND sum(f.size) OVER newest - f.size < 8388608 AS shown
       FROM (SELECT s.id, s.sequence_number,
                    coalesce(octet_length(rowcast.fit(s.error)), 0) + coalesce(pg_column_size(s.state #> '{}'), 0) AS size
               FROM jobs JOIN public.job_step s ON s.job_id = jobs.id
@@ -37,7 +37,7 @@ BEGIN ATOMIC
              ORDER BY s.sequence_number DESC, s.id DESC LIMIT most + 1) f
     WINDOW newest AS (ORDER BY f.sequence_number DESC, f.id DESC)
   ), messages AS (
-    SELECT f.id, row_number() OVER newest <= most AND sum(f.size) OVER newest - f.size < 33554432 AS shown
+    SELECT f.id, row_number() OVER newest <= most AND sum(f.size) OVER newest - f.size < 8388608 AS shown
       FROM (SELECT m.id, m.created_at, coalesce(octet_length(rowcast.fit(m.text)), 0) + pg_column_size(m.metadata #> '{}') AS size
               FROM public.message m
              WHERE m.session_id = rowcast.as_uuid(session_state.id)
