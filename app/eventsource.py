@@ -4,8 +4,9 @@ import http.client
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from .errors import ConfigurationError
@@ -20,6 +21,9 @@ LONGEST = 60.0
 """Seconds between two tries, whatever the server asks for."""
 
 SCHEMES = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+
+
+T = TypeVar("T")
 
 
 class Frame(NamedTuple):
@@ -51,9 +55,16 @@ class EventSource:
     _lost: bool = False
 
     def __iter__(self) -> Iterator[Frame]:
+        return self._patiently(self._stream)
+
+    def ask(self, url: str) -> Any:
+        """The JSON at another address of the hub, None if there is nothing; tried again as the stream is."""
+        return next(self._patiently(lambda: self._answer(url)), None)
+
+    def _patiently(self, read: Callable[[], Iterator[T]]) -> Iterator[T]:
         while True:
             try:
-                yield from self._connected()
+                yield from read()
                 return
             except (OSError, http.client.HTTPException, Refused) as error:
                 self._say(lost=True, why=str(error) or type(error).__name__)
@@ -64,21 +75,32 @@ class EventSource:
             self.note(f"no connection ({why}), trying again" if lost else "connected again")
         self._lost = lost
 
-    def _connected(self) -> Iterator[Frame]:
+    def _stream(self) -> Iterator[Frame]:
         """Returns if there will be nothing more. However else the connection ends, that raises."""
-        connection = self._connection()
-        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": self.cursor} if self.cursor else {})}
-        try:
-            parts = urlsplit(self.url)
-            connection.request("GET", f"{parts.path}?{parts.query}", headers=headers)
-            response = connection.getresponse()
+        with self._get(self.url, "text/event-stream", 204, {"Last-Event-ID": self.cursor} if self.cursor else {}) as response:
             if response.status == 204:
                 return
-            self._check(response)
             for frame in self._frames(response):
                 self._say(lost=False)
                 yield frame
             raise Refused("the stream ended")
+
+    def _answer(self, url: str) -> Iterator[Any]:
+        with self._get(url, "application/json", 404, {}) as response:
+            if response.status != 404:
+                yield json.load(response)
+
+    @contextmanager
+    def _get(self, url: str, type: str, nothing: int, headers: dict[str, str]) -> Iterator[http.client.HTTPResponse]:
+        """An answer of this type, or with the status that says that there is none."""
+        connection = self._connection()
+        try:
+            parts = urlsplit(url)
+            connection.request("GET", f"{parts.path}?{parts.query}", headers={"Accept": type, **headers})
+            response = connection.getresponse()
+            if response.status != nothing:
+                self._check(response, type)
+            yield response
         finally:
             connection.close()
 
@@ -90,12 +112,12 @@ class EventSource:
         except (ValueError, KeyError, http.client.HTTPException):
             raise ConfigurationError(f"{self.url} is no address of a hub: http://host:port") from None
 
-    def _check(self, response: http.client.HTTPResponse) -> None:
+    def _check(self, response: http.client.HTTPResponse, type: str) -> None:
         if response.status >= 500 or response.status in AGAIN:
             raise Refused(f"the hub answers {response.status}")
         if response.status != 200:
             raise ConfigurationError(f"the hub answers {response.status}: {_reason(response.read(500))}")
-        if response.headers.get_content_type() != "text/event-stream":
+        if response.headers.get_content_type() != type:
             raise ConfigurationError(f"what answers at {self.url} is no hub")
 
     def _frames(self, lines: Iterable[bytes]) -> Iterator[Frame]:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -40,6 +40,7 @@ class Target:
         self.kinds = [kind for kind, _ in named]
         alone = self.kinds[0] if len(named) == 1 else ""
         self.task = named[0][1] if alone == "task" else None
+        self.job = named[0][1] if alone in ("task", "job") else None
         if "task" in self.kinds and not self.task:
             raise ConfigurationError("a task is followed alone; job:<id> can stand beside others")
         if self.until_end is None:
@@ -48,12 +49,20 @@ class Target:
             self.since = {"job": "snapshot", "request": "start"}.get(alone, "recent")
 
     @property
+    def _base(self) -> str:
+        return self.url.rstrip("/")
+
+    @property
+    def state(self) -> str:
+        """Of the one task or job."""
+        return f"{self._base}/api/v1/tasks/{quote(self.job or '', safe='')}"
+
+    @property
     def address(self) -> str:
-        base = self.url.rstrip("/")
         if self.task:
-            return f"{base}/api/v1/tasks/{quote(self.task, safe='')}/stream"
+            return f"{self.state}/stream"
         topics = [("topic", topic if ":" in topic else f"session:{topic}") for topic in self.topics]
-        return f"{base}/api/stream?" + urlencode([*topics, ("from", self.since), ("until", "end" if self.until_end else "never")])
+        return f"{self._base}/api/stream?" + urlencode([*topics, ("from", self.since), ("until", "end" if self.until_end else "never")])
 
 
 def _topic(text: str) -> tuple[str, str]:
@@ -86,15 +95,20 @@ def _terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def _follow(frames: Iterable[Frame], show: Callable[[Frame], None], target: Target) -> int:
-    status = 0
-    for frame in frames:
+def _follow(source: EventSource, show: Callable[[Frame], None], target: Target) -> int:
+    status = None
+    for frame in source:
         show(frame)
         outcome = OUTCOMES.get(_ended(frame, target.task is not None))
         status = status if outcome is None else outcome
         if target.until_end and (frame.type == "end" or (outcome is not None and (target.task or frame.type == "snapshot"))):
             break
-    return status if target.until_end else 0
+    if not target.until_end:
+        return 0
+    if status is None and target.job:  # it was told before the cursor
+        job = source.ask(target.state)
+        status = OUTCOMES.get(job["status"] if job else "deleted")
+    return status or 0
 
 
 def _ended(frame: Frame, of_a_task: bool) -> str:

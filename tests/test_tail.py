@@ -183,6 +183,9 @@ async def test_a_job_ends_it_with_its_outcome(hub: Hub, writer: Writer, status: 
     late = await Tail.start(f"job:{id}", "--url", hub.url, "--json")
     assert await late.end() == code
     assert late.types()[-1] == "snapshot"
+    again = await Tail.start(f"job:{id}", "--after", tail.events[-1]["cursor"], "--url", hub.url, "--json")
+    assert await again.end() == code
+    assert again.out == ""
 
 
 @pytest.mark.parametrize(("status", "code"), ENDS.items())
@@ -195,6 +198,12 @@ async def test_a_task_ends_it_with_its_outcome(hub: Hub, writer: Writer, status:
     assert await tail.end() == code
     assert tail.types() == ["progress", "progress", status]
     assert tail.err == ""
+    again = await Tail.start(f"task:{id}", "--after", tail.events[-1]["cursor"], "--url", hub.url, "--json")
+    assert await again.end() == code
+    assert again.out + again.err == ""
+    await writer.db.execute("DELETE FROM job")
+    gone = await Tail.start(f"task:{id}", "--after", tail.events[-1]["cursor"], "--url", hub.url, "--json")
+    assert await gone.end() == 1
 
 
 async def test_a_task_that_is_not_there(hub: Hub) -> None:
