@@ -12,24 +12,23 @@ VIEWS = 4
 
 
 class View:
-    """What a client sees: which types, of which project, merged or each, in which format. One object for all that see alike."""
+    """What a client sees: which types, merged or each, in which format. One object for all that see alike."""
 
-    __slots__ = ("format", "merged", "project", "types", "wire")
+    __slots__ = ("format", "merged", "types", "wire")
 
-    def __init__(self, types: Types, format: Format, project: str | None, merged: bool) -> None:
+    def __init__(self, types: Types, format: Format, merged: bool) -> None:
         self.types = types
         self.format = format
         self.wire = WIRES[format]
-        self.project = project
         self.merged = merged
 
     @classmethod
     @lru_cache(maxsize=1024)
-    def of(cls, types: str = "*", format: Format = "event", project: str | None = None, merged: bool = False) -> "View":
-        return cls(Types(types), format, project, merged)
+    def of(cls, types: str = "*", format: Format = "event", merged: bool = False) -> "View":
+        return cls(Types(types), format, merged)
 
     def shows(self, event: Event) -> bool:
-        return event.type in self.types and (self.project is None or event.project_id == self.project)
+        return event.type in self.types
 
 
 EVERYTHING = View.of()
@@ -48,6 +47,11 @@ class Burst:
 
     def __repr__(self) -> str:
         return f"<Burst {self.first} to {self.last}>"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the payloads."""
+        return sum(len(event.payload) for event in self.events)
 
     @classmethod
     def joined(cls, bursts: Sequence["Burst"]) -> "Burst":

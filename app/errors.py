@@ -51,7 +51,6 @@ class DatabaseUnavailable(RowcastError):
     """The database cannot be used right now."""
 
     http_status = 503
-    websocket_code = 1013
 
 
 class SchemaMismatch(DatabaseUnavailable):

@@ -25,7 +25,15 @@ AUDIENCES: dict[Kind, str] = {
 """The column of the log in which an event names its topic of each kind."""
 
 JOB_FAMILIES = ("ingest.job", "agent.run", "workflow.run", "task")
-_ENDS = ("completed", "failed", "cancelled")
+ENDED = ("completed", "failed", "cancelled")
+"""Of a job."""
+
+OF_ITSELF: dict[Kind, list[str]] = {
+    "job": ["job.deleted", *(f"{family}.{change}" for family in JOB_FAMILIES for change in ("created", "updated", "progress", *ENDED))],
+    "request": ["request_update", "request.deleted"],
+}
+"""The types that tell of a thing itself: the last of them tells whether it has ended."""
+
 ID_MOST = 128
 CURSOR = re.compile(r"([0-9a-f]{8})-([0-9]{1,18})", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -121,21 +129,25 @@ class Event:
         return (self.session_id, self.project_id, self.job_id, self.request_id, self.user_id, self.table_name)
 
     @property
-    def terminal(self) -> bool:
-        """Whether this ends a job or a request: it has ended, or is gone."""
+    def ends(self) -> Kind | None:
+        """What has ended with this, or is gone: a job or a request."""
         family, _, last = self.type.rpartition(".")
-        if family in JOB_FAMILIES:
-            return last in _ENDS or (last == "created" and self.row.get("status") in _ENDS)
-        if self.type == "request_update":
-            return self.row.get("status") in ("done", "error")
-        return (self.type == "job.deleted" and self.job_id is not None) or (self.type == "request.deleted" and self.request_id is not None)
+        if family in JOB_FAMILIES and (last in ENDED or (last == "created" and self.row.get("status") in ENDED)):
+            return "job"
+        if self.type == "request_update" and self.row.get("status") in ("done", "error"):
+            return "request"
+        if self.type == "job.deleted" and self.job_id is not None:
+            return "job"
+        if self.type == "request.deleted" and self.request_id is not None:
+            return "request"
+        return None
 
     @property
     def fields(self) -> dict[str, Any]:
         """The payload, decoded; empty where it is no object that Python can hold."""
         try:
             fields = msgspec.json.decode(self.payload)
-        except msgspec.DecodeError:  # numbers that only PostgreSQL can hold
+        except (msgspec.DecodeError, RecursionError):  # numbers or depths that only PostgreSQL can hold
             return {}
         return fields if isinstance(fields, dict) else {}
 

@@ -15,9 +15,10 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from .batching import Window
+from .burst import Burst
 from .database import TROUBLE, explain
 from .errors import DatabaseUnavailable, NotFound
-from .events import Cursor, Position, Topics
+from .events import OF_ITSELF, Cursor, Position, Topic, Topics
 from .follower import Follower, From, Joining, Start, Wish
 from .hub import Hub
 from .log import Log
@@ -169,15 +170,20 @@ class Feed:
 
     async def ended(self, topics: Topics, after: Cursor) -> bool:
         """Whether a client that follows to the end, and has got as far as this cursor, has everything. Where it is
-        about one thing, that is so when the last event is the end."""
+        about one thing, that is so when that ended, and nothing was told of it itself since."""
         hub, position = self.hub, self.known(after)
         if position is None:
             return False
-        if len(topics) == 1 and topics[0].kind in ("job", "request"):
-            last = await self.log.last(hub.lineage.epoch, topics[0], max(hub.position, position))
-            return last is not None and last.terminal and last.position <= position
+        if len(topics) == 1 and topics[0].kind in OF_ITSELF:
+            return await self._is_over(topics[0], position)
         event = await self.log.event_at(Cursor(hub.lineage.epoch, position), topics)
-        return event is not None and event.terminal
+        return event is not None and event.ends is not None
+
+    async def _is_over(self, topic: Topic, position: Position) -> bool:
+        """Whether a job or request ended up to there, and has not begun again since."""
+        hub = self.hub
+        outcome = await self.log.outcome(hub.lineage.epoch, topic, max(hub.position, position))
+        return outcome is not None and outcome.ends is not None and outcome.position <= position
 
     async def catch_up(self, follower: Follower) -> None:
         """Until it is live or gone. A database that is away is waited for: the client stays connected."""
@@ -185,7 +191,9 @@ class Feed:
         while not follower.closed:
             try:
                 if not follower.located:
-                    follower.begin(await self.locate(follower.topics, follower.wish.after, follower.wish.since))
+                    await self._locate(follower)
+                elif follower.may_have_ended:
+                    await self._end_if_over(follower)
                 elif follower.joining:
                     await self._join_topic(follower, follower.joining[0])
                 elif self._join(follower):
@@ -194,7 +202,7 @@ class Feed:
                     await self._read(follower)
                 delay = RETRY_FIRST
             except NotFound as error:
-                follower.fail(str(error))
+                follower.fail(str(error), error.websocket_code)
             except TROUBLE as error:
                 logger.debug("%r: %s", follower, explain(error))
                 await asyncio.sleep(random.uniform(delay / 2, delay))
@@ -202,6 +210,21 @@ class Feed:
             except Exception:
                 logger.exception("%r failed", follower)
                 follower.fail("internal error")
+
+    async def _locate(self, follower: Follower) -> None:
+        wish = follower.wish
+        if wish.since == "snapshot" and wish.admission and await wish.admission.ask() is False:
+            raise NotFound(wish.admission.refusal)
+        follower.begin(await self.locate(follower.topics, wish.after, wish.since))
+
+    async def _end_if_over(self, follower: Follower) -> None:
+        epoch = self.hub.lineage.epoch
+        begins = None if follower.follows in OF_ITSELF else follower.wish.after
+        over = await self.ended(follower.topics, begins or self.hub.cursor(follower.position))
+        if epoch == self.hub.lineage.epoch and not follower.closed:
+            follower.may_have_ended = False
+            if over:
+                follower.end()
 
     def _join(self, follower: Follower) -> bool:
         """Switch to live if nothing is missing: the check and the switch are one step, without an await."""
@@ -221,15 +244,27 @@ class Feed:
         hub, topics = self.hub, follower.topics
         epoch = hub.lineage.epoch
         batch = await self.log.read(epoch, follower.position, hub.position, topics)
+        burst = batch.burst and await self._admitted(follower, batch.burst)
         if hub.lineage.epoch != epoch or follower.closed or follower.topics is not topics:
             return
         if batch.pruned:
             follower.reset("truncated")
             return
         follower.greet()
-        if batch.burst is not None:
-            follower.write(batch.burst)
+        if burst is not None:
+            follower.write(burst)
         follower.position = batch.position
+
+    async def _admitted(self, follower: Follower, burst: Burst) -> Burst | None:
+        """As much of it as the client may be told."""
+        admission = follower.wish.admission
+        if admission is None or not admission.doubts(burst.events):
+            return burst
+        admitted = await admission.ask()
+        if admitted is False:
+            raise NotFound(admission.refusal)
+        events = burst.events if admitted else [event for event in burst.events if event.project_id == admission.project]
+        return Burst(events) if events else None
 
     async def _join_topic(self, follower: Follower, joining: Joining) -> None:
         """What a new topic has up to the position of all the others, which stay there meanwhile."""
@@ -250,4 +285,4 @@ class Feed:
             else:
                 return
         if joining in (follower.joining or ()):
-            follower.joined(start.lost)
+            follower.joined(joining, start.lost)

@@ -11,7 +11,7 @@ import msgspec
 
 from .batching import Window
 from .burst import EVERYTHING, Burst, View
-from .events import Cursor, Event, Position, Topic
+from .events import OF_ITSELF, Cursor, Event, Kind, Position, Topic
 from .frames import alive
 from .hub import Hub
 from .sinks import Sink
@@ -19,8 +19,21 @@ from .sinks import Sink
 From = Literal["recent", "start", "now", "snapshot"]
 Reason = Literal["new", "resumed", "truncated", "reset"]
 
-HELD = 1000
-"""Bursts that wait for the end of a window, at most."""
+HELD, HELD_BYTES = 1000, 1_000_000
+"""Bursts that wait for the end of a window, at most, and what is in them. Beyond that they do not wait."""
+
+
+class Admission(Protocol):
+    """Whether a client may be told of what it asked for, where that is not known in advance."""
+
+    project: str
+    refusal: str
+
+    def doubts(self, events: Sequence[Event]) -> bool:
+        """Whether to ask, anew, before these are told."""
+
+    async def ask(self) -> bool | None:
+        """None: it is not there. Then only what is of the project may be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,7 @@ class Wish:
     """The first event that ends a job or a request ends the stream."""
     batch: int = 0
     """Milliseconds in which at most one write is made; 0: each event at once."""
+    admission: Admission | None = None
     about: dict[str, str] = field(default_factory=dict)
     """What the client follows, as `connected` names it."""
 
@@ -48,7 +62,7 @@ class Start:
     """The state at the position, if that was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Joining:
     """A topic that a client wants to follow from now on, and from where in it."""
 
@@ -72,8 +86,8 @@ class Follower:
     """Catching up, while its home does that for it in a task, or live."""
 
     # fmt: off
-    __slots__ = ("_catching_up", "_caught_up", "_greeted", "_held", "_home", "_hub", "_start", "_window",
-                 "closed", "epoch", "joining", "position", "sink", "topics", "view", "wish")
+    __slots__ = ("_catching_up", "_caught_up", "_greeted", "_held", "_held_bytes", "_home", "_hub", "_start", "_window",
+                 "closed", "epoch", "joining", "may_have_ended", "position", "sink", "topics", "view", "wish")
     # fmt: on
 
     def __init__(self, home: Home, topics: tuple[Topic, ...], wish: Wish, sink: Sink) -> None:
@@ -96,11 +110,19 @@ class Follower:
         self._window = home.window(wish.batch) if wish.batch else None
         self._held: list[Burst] | None = None
         """What waits for the end of its window."""
+        self._held_bytes = 0
+        self.may_have_ended = wish.until_end and (self.follows in OF_ITSELF or wish.after is not None)
+        """Before it began; to be found out."""
         sink.owner = self
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "catching up" if self._catching_up else "live"
         return f"<Follower of {', '.join(map(str, self.topics))} at {self.position}, {state}, {self.sink}>"
+
+    @property
+    def follows(self) -> Kind | None:
+        """The kind of its topic, if it is one."""
+        return self.topics[0].kind if len(self.topics) == 1 else None
 
     @property
     def located(self) -> bool:
@@ -140,18 +162,21 @@ class Follower:
 
     def deliver(self, burst: Burst) -> None:
         """While it is live. When its sink is full it leaves the hub, and catches up once that has drained."""
-        if self.sink.full:
+        if self.sink.full or (self.wish.admission and self.wish.admission.doubts(burst.events)):
             self.lag()
         elif self._window is None:
             self.write(burst)
-        elif self._held is None:
-            self._held = [burst]
-            self._window.add(self)
-        elif len(self._held) < HELD:
-            self._held.append(burst)
         else:
+            self._hold(burst, self._window)
+
+    def _hold(self, burst: Burst, window: Window) -> None:
+        if self._held is None:
+            self._held, self._held_bytes = [], 0
+            window.add(self)
+        self._held.append(burst)
+        self._held_bytes += burst.size
+        if len(self._held) > HELD or self._held_bytes > HELD_BYTES:
             self.flush(Burst.joined)
-            self.deliver(burst)
 
     def lag(self) -> None:
         """It goes back to catching up, from where it is."""
@@ -188,13 +213,20 @@ class Follower:
             self.sink.write(block)
 
     def _write_to_the_end(self, burst: Burst) -> None:
-        end = next((event for event in burst.events if event.terminal), None)
+        alone = self.follows if self.follows in OF_ITSELF else None
+        end = next((event for event in burst.events if event.ends and alone in (None, event.ends)), None)
         if end is None:
             self._write(burst)
         elif not self.closed:
             self._write(Burst([event for event in burst.events if event.position <= end.position]))
-            self.tell("end", {**self.wish.about, "cursor": str(end.cursor)}, end.cursor)
-            self.close()
+            self.end()
+
+    def end(self) -> None:
+        """What it follows has ended, and it has everything."""
+        self.greet()
+        cursor = self._hub.cursor(self.position)
+        self.tell("end", {**self.wish.about, "cursor": str(cursor)}, cursor)
+        self.close()
 
     def reset(self, reason: str) -> None:
         """Its position cannot be honoured: it goes on live from the hub's, and rereads the state."""
@@ -233,9 +265,9 @@ class Follower:
         self.sink.write(self.view.wire.block(self.view.wire.bye(retry)))
         self.close(1012)
 
-    def fail(self, problem: str) -> None:
+    def fail(self, problem: str, code: int = 1011) -> None:
         self.tell("error", {"error": problem, **self.wish.about})
-        self.close(1011)
+        self.close(code)
 
     def close(self, code: int = 1000) -> None:
         """No more events; the sink ends after what was written."""
@@ -273,18 +305,20 @@ class Follower:
             self.joining = deque()
         self.joining.append(joining)
 
-    def joined(self, lost: str | None) -> None:
+    def joined(self, joining: Joining, lost: str | None) -> None:
         """It has what it wanted of the new topic up to its position, or that is lost."""
         assert self.joining
-        joining = self.joining.popleft()
+        self.joining.remove(joining)
         self.topics = tuple(sorted({*self.topics, joining.topic}))
         self.tell("subscribed", {**joining.acknowledgement, "reset": lost}, self._hub.cursor(self.position))
 
-    def unjoin(self, topic: Topic) -> None:
+    def unjoin(self, topic: Topic) -> list[Joining]:
+        """No longer follow it; those who asked for it and have had no answer yet."""
         self._pause()
         self.topics = tuple(other for other in self.topics if other != topic)
-        if self.joining:
-            self.joining = deque(other for other in self.joining if other.topic != topic)
+        given_up = [joining for joining in self.joining or () if joining.topic == topic]
+        self.joining = deque(joining for joining in self.joining or () if joining.topic != topic)
+        return given_up
 
     def batch(self, milliseconds: int) -> None:
         self._pause()

@@ -114,10 +114,12 @@ class WebSocket(Wire):
     """Text frames of JSON (RFC 6455)."""
 
     def event(self, event: Event) -> bytes:
-        head = {"cursor": str(event.cursor), "type": event.type, "session_id": event.session_id, "project_id": event.project_id}
-        fields = event.fields.keys() if event.type.startswith(TOP_LEVEL) else ()
-        if fields and not head.keys() & fields:
-            return text_frame(b"%b,%b" % (msgspec.json.encode(head)[:-1], event.payload.lstrip()[1:]))
+        whole = envelope(event)
+        payload = whole.pop("data")
+        keys = event.fields.keys() if event.type.startswith(TOP_LEVEL) else set()
+        if keys and whole.keys() & keys <= {"timestamp"}:  # the same
+            head = {key: value for key, value in whole.items() if key not in keys}
+            return text_frame(b"%b,%b" % (msgspec.json.encode(head)[:-1], bytes(payload).lstrip()[1:]))
         return text_frame(enveloped(event))
 
     def told(self, type: str, data: bytes, cursor: Cursor | None = None) -> bytes:
@@ -157,16 +159,18 @@ def _sse(name: bytes, data: bytes, cursor: Cursor | None) -> bytes:
 
 def enveloped(event: Event) -> bytes:
     """An event as one JSON object."""
-    return msgspec.json.encode(
-        {
-            "cursor": str(event.cursor),
-            "type": event.type,
-            "timestamp": datetime.fromtimestamp(event.created_at, UTC).isoformat(),
-            "session_id": event.session_id,
-            "project_id": event.project_id,
-            "data": msgspec.Raw(event.payload),
-        }
-    )
+    return msgspec.json.encode(envelope(event))
+
+
+def envelope(event: Event) -> dict[str, Any]:
+    return {
+        "cursor": str(event.cursor),
+        "type": event.type,
+        "timestamp": datetime.fromtimestamp(event.created_at, UTC).isoformat(),
+        "session_id": event.session_id,
+        "project_id": event.project_id,
+        "data": msgspec.Raw(event.payload),
+    }
 
 
 def _told(type: str, data: bytes, cursor: Cursor | None) -> bytes:

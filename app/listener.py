@@ -136,6 +136,7 @@ class Listener:
             await self._probe(connection)
             if await connection.fetchval("SELECT epoch FROM rowcast.epoch ORDER BY id DESC LIMIT 1") != self._epoch:
                 raise DatabaseUnavailable("the log has a new identity")
+            self._hear_of(await head(connection))  # if nothing follows a notification that is lost, this does
 
     def _on_event(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         """Called by the driver for each notification; it must not block."""
@@ -143,6 +144,9 @@ class Listener:
             notice = decode_notice(str(payload))
         except msgspec.MsgspecError:
             logger.warning("listener: a notification that is not ours")
+            return
+        except RecursionError:
+            self._doubt.set()  # a payload that is nested too deep for Python: the log has it as text
             return
         if notice.epoch != self._epoch:
             self._doubt.set()
@@ -157,9 +161,18 @@ class Listener:
                 asyncio.get_running_loop().call_soon(self._publish)
             self._arrived.append(event)
         else:
-            self._publish()
-            self._reading = True
-            self._behind.set()
+            self._read_on()
+
+    def _hear_of(self, position: Position) -> None:
+        """The log goes up to here."""
+        self._told = Position(max(self._told, position))
+        if not self._reading and self._told > self._hub.position + len(self._arrived):
+            self._read_on()
+
+    def _read_on(self) -> None:
+        self._publish()
+        self._reading = True
+        self._behind.set()
 
     def _publish(self) -> None:
         """All that came together goes to a client in one write."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from . import queries
 from .burst import VIEWS, Burst
 from .database import Connection, Pool
-from .events import Cursor, Event, Lineage, Position, Topic, Topics
+from .events import OF_ITSELF, Cursor, Event, Lineage, Position, Topic, Topics
 from .queries import READ_BYTES, READ_EVENTS
 
 KEPT_BYTES, KEPT_SECONDS = 32_000_000, 10.0
@@ -149,11 +149,13 @@ class Log:
         found = await self._pool.fetchval(queries.RECENT, upto, most, age, *queries.ids(topics))
         return upto if found is None else Position(found)
 
-    async def last(self, epoch: str, topic: Topic, upto: Position) -> Event | None:
-        """The topic's newest event that is kept."""
-        before = await self._recent((topic,), upto, timedelta(days=36500), 1)
-        batch = await self._read(epoch, before, upto, (topic,))
-        return batch.events[-1] if batch.events else None
+    async def outcome(self, epoch: str, topic: Topic, upto: Position) -> Event | None:
+        """The newest event that is kept and tells of the job or request itself."""
+        return await self._once(("outcome", topic, upto), lambda: self._outcome(epoch, topic, upto))
+
+    async def _outcome(self, epoch: str, topic: Topic, upto: Position) -> Event | None:
+        position = await self._pool.fetchval(queries.OUTCOME[topic.kind], topic.id, upto, OF_ITSELF[topic.kind])
+        return position and await self.event_at(Cursor(epoch, position), (topic,))
 
     async def bounds(self) -> Bounds:
         row = await self._pool.fetchrow("SELECT floor, (SELECT max(position) FROM rowcast.head) AS head FROM rowcast.pruned")

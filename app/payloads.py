@@ -141,7 +141,7 @@ TOLD: dict[str, Type] = {
 }
 """In all streams of events."""
 
-Code = Literal["invalid_frame", "invalid_parameter", "not_found", "unavailable", "internal"]
+Code = Literal["invalid_frame", "invalid_parameter", "not_found", "given_up", "unavailable", "internal"]
 ANSWERED: dict[str, Type] = {
     "error": Failure | struct("Refusal", says="A path or a frame that asks for what cannot be.", error=str, code=Code, id=Name | UnsetType),
     "subscribed": struct("Subscribed", says="It follows this topic now; `reset` says why its cursor could not be honoured.",
@@ -170,7 +170,8 @@ OF_TASK: dict[str, Type] = {
 
 # Around a payload
 Event = struct("Event", cursor=Cursor, type=str, timestamp=At, session_id=Id | None, project_id=Id | None, data=dict)
-FlatEvent = struct("FlatEvent", says="The payload is beside these.", cursor=Cursor, type=str, session_id=Id | None, project_id=Id | None)
+FlatEvent = struct("FlatEvent", says="The payload is beside these.",
+    cursor=Cursor, type=str, timestamp=At, session_id=Id | None, project_id=Id | None)
 Told = struct("Told", cursor=Cursor | None, type=str, data=dict)
 
 # Answers
@@ -215,7 +216,7 @@ def narrowed(name: str, title: str, beside: str | None = None, **fields: Schema)
         **parts[0],
         "title": title,
         "properties": {**{field: each for part in parts for field, each in part["properties"].items()}, **fields},
-        "required": [field for part in parts for field in part.get("required", ())],
+        "required": list(dict.fromkeys(field for part in parts for field in part.get("required", ()))),
     }
 
 

@@ -1,6 +1,6 @@
 """The statements that read the log. Each touches little more than it returns: see database.READING."""
 
-from .events import AUDIENCES, Topics
+from .events import AUDIENCES, OF_ITSELF, Topics
 
 READ_EVENTS = 500
 READ_BYTES = 1_000_000
@@ -50,6 +50,14 @@ RECENT = f"""
     SELECT min(position) - 1 FROM (SELECT * FROM ({_of_each(_LATEST, 4)}) each ORDER BY position DESC LIMIT $2) latest
      WHERE created_at > now() - $3::interval
 """
+
+OUTCOME = {
+    kind: f"""
+        SELECT position FROM rowcast.event
+         WHERE {AUDIENCES[kind]} = $1 AND position <= $2 AND type = ANY ($3) ORDER BY position DESC LIMIT 1
+    """
+    for kind in OF_ITSELF
+}
 
 
 def ids(topics: Topics) -> list[list[str]]:

@@ -57,7 +57,7 @@ def poll(says: str, *more: Parameter) -> Endpoint:
     return Endpoint(says, {200: payloads.PollAnswer, 304: None, **errors(400, 503)}, parameters)
 
 
-OF_JOB = (400, 404, 503)
+OF_JOB = (400, 404)
 ENDPOINTS = {
     "/api/stream": stream("the events of several topics", query.TOPIC),
     "/api/stream/projects/{project_id}": stream("a project's events", state=False),

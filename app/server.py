@@ -63,6 +63,7 @@ def create_server(settings: Settings) -> Server:
         http=takeover.Protocol,
         ws=takeover.WebSocketProtocol,
         ws_max_size=FRAME_MOST,
+        ws_ping_interval=None,  # a ping waits behind what a slow client has still to read, and would end it
         ws_per_message_deflate=False,  # a compressor a client: more memory than all the rest of it
         backlog=BACKLOG,
         timeout_graceful_shutdown=LAST_GRACE,

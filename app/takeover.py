@@ -7,6 +7,7 @@ or behind a middleware that changes what is sent, nothing is taken, and the byte
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -18,6 +19,9 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.http11 import Request
 
 from .sinks import SocketSink, WebSocketSink
+
+PINGS = 50
+"""At most so many in what is read at once."""
 
 Hear = Callable[[Message], Awaitable[None]]
 
@@ -72,6 +76,7 @@ def offering(app: ASGIApp, offer: Offer) -> ASGIApp:
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """Offers each WebSocket its socket, to write to. Reading and control frames stay here."""
 
+    _pings = 0
     _sink: WebSocketSink | None = None
     _inbox: "Inbox | None" = None
 
@@ -79,6 +84,19 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if self.response.status_code == 101:
             self.scope["extensions"]["rowcast.socket"] = self  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        self._pings = 0
+        super().data_received(data)
+
+    def handle_ping(self) -> None:
+        """They are answered without end, and before all else: who sends them by the thousand is closed."""
+        self._pings += 1
+        if self._pings <= PINGS:
+            super().handle_ping()
+        elif not self.close_sent:
+            self.conn.fail(1008, "too many pings")
+            self.handle_parser_exception()
 
     def take(self, limit: int) -> WebSocketSink | None:
         """What writes to the socket, once the handshake is complete."""
@@ -142,7 +160,7 @@ class Inbox:
     def __init__(self, hear: Hear, then: Callable[[], None]) -> None:
         self._hear = hear
         self._then = then
-        self._frames: list[Any] = []
+        self._frames: deque[Any] = deque()
         self._hearing: asyncio.Task[None] | None = None
 
     def put_nowait(self, message: Any) -> None:
@@ -153,6 +171,7 @@ class Inbox:
 
     async def _hear_all(self) -> None:
         while self._frames:
-            await self._hear(self._frames.pop(0))
+            await self._hear(self._frames.popleft())
+            await asyncio.sleep(0)  # thousands may have come at once
         self._hearing = None
         self._then()

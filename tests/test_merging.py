@@ -34,9 +34,11 @@ def test_deltas_that_follow_each_other_become_one() -> None:
 def test_of_updates_of_one_thing_the_last_stays() -> None:
     assert positions([job(1, "updated"), job(2, "updated", "k"), job(3, "updated")]) == [2, 3]
     assert positions([event(n, "task.progress", {"job": {"id": "j"}}) for n in (1, 2)]) == [2]
-    row = {"key": {"id": 1}, "row": {}}
+    row: dict[str, object] = {"key": {"id": 1}, "row": {}}
     assert positions([event(1, "orders.updated", row), event(2, "orders.updated", row), event(3, "bills.updated", row)]) == [2, 3]
     assert positions([event(1, "orders.updated", row), event(2, "orders.updated", {"key": {"id": 2}, "row": {}})]) == [1, 2]
+    loose = {"key": {"status": "new"}, "row": {"status": "paid"}}  # no primary key: perhaps another row
+    assert positions([event(1, "orders.updated", loose), event(2, "orders.updated", loose)]) == [1, 2]
 
 
 def test_nothing_is_merged_across_an_end() -> None:
@@ -66,9 +68,20 @@ def test_what_does_not_fit_is_left_alone() -> None:
     assert positions([delta(1, 0, "a"), delta(2, 5, "b")]) == [1, 2]
     assert positions([delta(1, 0, None), delta(2, 1, "b")]) == [1, 2]
     assert positions([delta(1, 0, "a"), delta(2, 1, "b", session="t")]) == [1, 2]
+    assert positions([delta(1, 0, "a"), event(2, "message.delta", {"message_id": "m", "offset": 1, "delta": 5}), delta(3, 1, "b")]) == [
+        1,
+        2,
+        3,
+    ]
     for odd in ([], 1, None, {"job": []}, {"key": 3}, {"message_id": "m"}):
         assert positions([event(n, type, odd) for n, type in enumerate(["message.delta", "x.updated"] * 2)]) == [0, 1, 2, 3]
     assert merge([]) == []
+
+
+def test_many_are_merged_quickly() -> None:
+    """Not each again with all before it: that would be 800 million characters."""
+    (whole,) = merge([delta(n, 20 * n, "x" * 20) for n in range(20_000)])
+    assert whole.fields["delta"] == "x" * 400_000
 
 
 STEPS = st.lists(
@@ -115,5 +128,5 @@ def test_merged_or_not_a_client_ends_with_the_same(steps: list[tuple[str, Any]])
     assert [event.position for event in merged] == sorted(event.position for event in merged)
     if events:
         assert merged[-1].position == events[-1].position
-    ends = [event for event in events if event.terminal]
-    assert [event for event in merged if event.terminal] == ends
+    ends = [event for event in events if event.ends]
+    assert [event for event in merged if event.ends] == ends

@@ -207,14 +207,20 @@ async def write(writer: Writer) -> dict[str, str]:
     return ids
 
 
+async def until_told(hub: Hub, writer: Writer) -> None:
+    """All that was written."""
+    name = f"all.written.{uuid4()}"
+    await writer.db.execute("SELECT rowcast.emit($1, '{}', session_id => 'x')", name)
+    await until_sql(writer.db, f"SELECT EXISTS (SELECT FROM rowcast.event WHERE type = '{name}')")
+    last = await writer.db.fetchval("SELECT max(position) FROM rowcast.event")
+    await until(lambda: hub.rowcast.hub.position >= last)
+
+
 async def test_everything_that_is_sent_is_as_documented(hub: Hub, writer: Writer, database: str) -> None:
     documents = await Documents.of(hub)
     assert_all_routes_are_described(documents)
     ids = await write(writer)
-    await writer.db.execute("SELECT rowcast.emit('all.written', '{}', session_id => 'x')")
-    await until_sql(writer.db, "SELECT EXISTS (SELECT FROM rowcast.event WHERE type = 'all.written')")
-    last = await writer.db.fetchval("SELECT max(position) FROM rowcast.event")
-    await until(lambda: hub.rowcast.hub.position >= last)
+    await until_told(hub, writer)
     walk = Walk(hub, documents, {**ids, "task_id": ids["task"]})
     await walk_streams(walk)
     await walk_sockets(walk)
@@ -301,7 +307,7 @@ async def walk_sockets(walk: Walk) -> None:
                 await socket.until("error")
                 await socket.say(action="cancel", job_id=str(uuid4()), id="x")
                 await socket.until("error")
-                await socket.say(action="cancel", job_id=walk.ids["workflow"])
+                await socket.say(action="cancel", job_id=walk.ids["job_id" if "job_id" in path else "workflow"])
                 await socket.until("cancel")
             async with Socket.open(walk, path, "after=nonsense") as wrong:
                 await wrong.until("error")
@@ -392,6 +398,9 @@ async def walk_ends(walk: Walk, writer: Writer) -> None:
     for path in streams:
         of_job(walk, path)
         query = f"{topics(walk, path)}&until=end"
+        if "job_id" in path:
+            await writer.update("job", UUID(walk.ids["job_id"]), status="running")
+            await until_told(walk.hub, writer)
         async with await walk.follow(path, f"{query}&from=now") as stream:
             await walk.until(path, stream, "caught_up")
             id = (

@@ -199,6 +199,118 @@ async def test_the_last_event_is_not_lost(hub: Hub, writer: Writer) -> None:
     assert (await follow(hub, path, whole[-2].id)).status == 204
 
 
+async def test_all_of_a_job_comes_whatever_its_session_is_in(hub: Hub, writer: Writer) -> None:
+    project, other = await writer.project(), await writer.project()
+    for session in (await writer.session(), await writer.session(other)):
+        job = await writer.insert("job", kind="agent", project_id=project, session_id=session, status="running")
+        async with await follow(hub, f"/projects/{project}/agent-runs/{job}") as stream:
+            await writer.message(session, "x", job_id=job)
+            await stream.until("agent.message.appended")
+            await writer.update("job", job, status="completed")
+            assert [event.type for event in await stream.rest() if event.type != "caught_up"] == ["agent.run.completed", "end"]
+
+
+async def test_a_job_that_was_there_before_its_session_had_a_project(hub: Hub, writer: Writer) -> None:
+    project, session = await writer.project(), await writer.session()
+    job = await writer.insert("job", kind="ingest", session_id=session, status="running")
+    await writer.update("session", session, project_id=project)
+    async with await follow(hub, f"/projects/{project}/ingest/{job}?from=start") as stream:
+        await stream.until("ingest.job.created")
+
+
+@pytest.mark.parametrize("wrong", ["project", "kind"])
+async def test_a_job_that_turns_out_to_be_another_is_refused(hub: Hub, writer: Writer, wrong: str) -> None:
+    mine, theirs, job = await writer.project(), await writer.project(), uuid4()
+    async with await follow(hub, f"/projects/{mine}/ingest/{job}") as stream:
+        await stream.until("caught_up")
+        await writer.insert(
+            "job",
+            id=job,
+            kind="agent" if wrong == "kind" else "ingest",
+            project_id=theirs if wrong == "project" else mine,
+            status="completed",
+        )
+        (error,) = await stream.rest()
+        assert (error.type, error.data["error"]) == ("error", f"project {mine} has no ingest job {job}")
+
+
+async def test_a_job_that_moves_to_another_project_is_no_longer_told(hub: Hub, writer: Writer) -> None:
+    mine, theirs = await writer.project(), await writer.project()
+    job = await writer.insert("job", kind="ingest", project_id=mine, status="running")
+    async with await follow(hub, f"/projects/{mine}/ingest/{job}") as stream:
+        await stream.until("caught_up")
+        await writer.db.execute("UPDATE job SET project_id = $2, message = 'secret' WHERE id = $1", job, theirs)
+        seen = await stream.rest()
+        assert seen[-1].type == "error"
+        assert "secret" not in str(seen)
+
+
+async def test_who_comes_after_the_end_is_told_so(hub: Hub, writer: Writer) -> None:
+    """Also where the end is not the last event, or older than what is asked for."""
+    project = await writer.project()
+    job = await writer.insert("job", kind="ingest", project_id=project, status="running")
+    path = f"/projects/{project}/ingest/{job}"
+    async with await follow(hub, path) as stream:
+        await stream.until("caught_up")
+        await writer.update("job", job, status="completed")
+        end = (await stream.rest())[-1]
+    await writer.insert("job_step", job_id=job, name="late")
+    await until(lambda: hub.rowcast.hub.position >= 3)
+    assert (await follow(hub, path, end.id)).status == 204
+    for query in ("from=now", "from=snapshot"):
+        async with await follow(hub, f"{path}?{query}") as late:
+            assert (await late.rest())[-1].type == "end"
+    async with await follow(hub, f"?topic=job:{job}&until=never&from=now") as stays:
+        await stays.until("caught_up")
+    await writer.update("job", job, status="running")  # tried again
+    await until(lambda: hub.rowcast.hub.position >= 4)
+    async with await follow(hub, path, end.id) as again:
+        await again.until("caught_up")
+        await writer.update("job", job, status="failed")
+        assert [event.type for event in await again.rest()] == ["ingest.job.failed", "end"]
+
+
+async def test_a_stream_of_one_job_waits_for_the_database() -> None:
+    hub = await Hub("postgresql://nobody@127.0.0.1:1/nothing").start(ready=False)
+    try:
+        async with await follow(hub, f"/projects/p/ingest/{uuid4()}") as stream:
+            assert stream.status == 200
+            assert await stream.line() is not None
+    finally:
+        await hub.stop()
+
+
+async def test_what_others_emit_ends_nothing(hub: Hub, writer: Writer) -> None:
+    job = await writer.insert("job", kind="ingest", status="running")
+    async with await follow(hub, f"?topic=job:{job}") as stream:
+        await writer.db.execute("SELECT rowcast.emit('request_update', '{\"status\": \"done\"}', job_id => $1)", str(job))
+        await stream.until("request_update")
+        await writer.update("job", job, status="completed")
+        assert (await stream.rest())[-1].type == "end"
+
+
+async def test_a_window_ends_early_where_much_waits(hub: Hub, writer: Writer) -> None:
+    session = await writer.session()
+    async with await follow(hub, f"?topic=session:{session}&batch=60000&from=now") as stream:
+        await stream.until("caught_up")
+        for _ in range(3):
+            await writer.message(session, "x" * 400_000)
+        await stream.expect(*["agent.message.appended"] * 3)
+
+
+async def test_rows_without_a_key_are_not_merged(hub: Hub, writer: Writer) -> None:
+    await writer.db.execute("CREATE TABLE loose (status text); SELECT rowcast.watch('loose', '{status}', name => 'loose')")
+    await writer.db.execute("INSERT INTO loose VALUES ('new'), ('new')")
+    await until(lambda: hub.rowcast.hub.position >= 2)
+    async with await follow(hub, "?topic=table:loose&batch=200&from=now") as stream:
+        await stream.until("caught_up")
+        await writer.db.execute(
+            "UPDATE loose SET status = 'paid' WHERE ctid = (SELECT min(ctid) FROM loose); UPDATE loose SET status = 'gone' WHERE status = 'new'"
+        )
+        seen = await stream.expect("loose.updated", "loose.updated")
+        assert [event.data["row"]["status"] for event in seen] == ["paid", "gone"]
+
+
 @pytest.mark.parametrize(
     ("path", "parameter"),
     [

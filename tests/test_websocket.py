@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -89,6 +90,7 @@ async def test_keys_of_ones_own_do_not_hide_ours(hub: Hub, writer: Writer) -> No
             await writer.db.execute("SELECT rowcast.emit('agent.thought', $1, session_id => 's')", json.dumps(payload))
         one, two, three = await socket.expect(*["agent.thought"] * 3)
         assert (one["data"], two["n"], three["data"]) == ({"type": "mine"}, 1, {})
+        assert all(frame["timestamp"] for frame in (one, two, three))
 
 
 async def test_it_resumes_with_a_cursor(hub: Hub, writer: Writer) -> None:
@@ -116,7 +118,7 @@ async def test_one_job_ends_with_its_stream(hub: Hub, writer: Writer) -> None:
         end = (await socket.expect("ingest.job.completed", "end"))[-1]
         assert await socket.code() == 1000
     async with opened(hub.url, f"{path}?after={end['cursor']}") as again:
-        (said,) = await again.expect("end")
+        _, said = await again.expect("connected", "end")
         assert (said["data"]["job_id"], said["data"]["cursor"]) == (str(job), end["cursor"])
         assert await again.code() == 1000
     async with opened(hub.url, f"/api/stream/projects/{project}/agent-runs/{job}") as wrong:
@@ -278,6 +280,79 @@ async def test_a_bug_of_ours_is_told_and_ends_it(hub: Hub, monkeypatch: pytest.M
         assert error["data"]["error"] == "internal error"
         assert await socket.code() == 1011
     assert "ZeroDivisionError" in caplog.text
+
+
+async def test_subscriptions_that_look_alike_are_told_apart(hub: Hub, writer: Writer) -> None:
+    """One is given up and asked for again while another waits behind it: that one loses nothing."""
+    many, few = await writer.session(), await writer.session()
+    await writer.db.execute("INSERT INTO message (session_id, text) SELECT $1, n FROM generate_series(1, 3000) n", many)
+    for _ in range(20):
+        await writer.message(few, "few")
+    await until(lambda: hub.rowcast.hub.position >= 3020)
+    async with opened(hub.url, "/api/stream") as socket:
+        await socket.expect("connected", "caught_up")
+        await socket.say(action="subscribe", topic=f"session:{many}", **{"from": "start"})
+        await socket.say(action="subscribe", topic=f"session:{few}", **{"from": "start"})
+        await asyncio.sleep(0.02)
+        await socket.say(action="unsubscribe", topic=f"session:{many}")
+        await socket.say(action="subscribe", topic=f"session:{many}", **{"from": "start"})
+        frames = []
+        while sum(frame["type"] == "subscribed" for frame in frames) < 2:
+            frames.append(await socket.next())
+        assert sum(frame["session_id"] == few for frame in frames if "message" in frame) == 20
+        assert frames[-1]["data"]["topic"] == f"session:{many}"
+
+
+async def test_every_frame_is_answered(hub: Hub, writer: Writer) -> None:
+    session = await writer.session()
+    async with opened(hub.url, f"/api/stream?topic=session:{session}") as socket:
+        await socket.expect("connected", "caught_up")
+        await writer.message(session, "once")
+        await socket.expect("agent.message.appended")
+        await socket.say(action="subscribe", topic=f"session:{session}", id="again")
+        (again,) = await socket.expect("subscribed")
+        assert again["data"] == {"topic": f"session:{session}", "id": "again", "reset": None}
+        await socket.say(action="subscribe", topic="session:b", id=1)
+        await socket.say(action="unsubscribe", topic="session:b", id=2)
+        answers = [await socket.next() for _ in range(2)]
+        assert {answer["data"]["id"] for answer in answers} == {1, 2}
+        assert answers[-1]["type"] == "unsubscribed"
+
+
+async def test_a_refused_subscription_changes_nothing(database: str, writer: Writer) -> None:
+    session = await writer.session()
+    async with Hub(database, topics=1) as hub, opened(hub.url, f"/api/stream?topic=session:{session}") as socket:
+        await socket.expect("connected", "caught_up")
+        await socket.say(action="subscribe", topic="session:b", batch=60000)
+        await socket.expect("error")
+        await writer.message(session, "at once")
+        await socket.expect("agent.message.appended")
+
+
+async def test_only_jobs_of_the_project_are_cancelled(hub: Hub, writer: Writer) -> None:
+    mine, theirs = await writer.project(), await writer.project()
+    one, two = await writer.insert("job", kind="ingest", project_id=mine), await writer.insert("job", kind="ingest", project_id=mine)
+    foreign = await writer.insert("job", kind="ingest", project_id=theirs)
+    async with opened(hub.url, f"/api/stream/projects/{mine}") as socket:
+        for job, answer in ((one, "cancel"), (foreign, "error"), (uuid4(), "error")):
+            await socket.say(action="cancel", job_id=str(job))
+            await socket.until(answer)
+    async with opened(hub.url, f"/api/stream/projects/{mine}/ingest/{one}") as socket:
+        for other in (two, foreign):
+            await socket.say(action="cancel", job_id=str(other))
+            await socket.until("error")
+    asked = await writer.db.fetch("SELECT id FROM job WHERE cancel_requested_at IS NOT NULL")
+    assert [row["id"] for row in asked] == [one]
+
+
+async def test_who_floods_with_pings_is_closed(hub: Hub) -> None:
+    async with opened(hub.url, "/api/stream") as socket:
+        await socket.expect("connected", "caught_up")
+        for _ in range(3):
+            await asyncio.wait_for(await socket.connection.ping(), 20)
+        pings = Frame(Opcode.PING, b"").serialize(mask=True) * 20_000
+        socket.connection.transport.write(pings)
+        assert await socket.code() == 1008
 
 
 async def test_too_many_topics_are_refused(database: str) -> None:

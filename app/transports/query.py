@@ -64,9 +64,10 @@ def wish(connection: HTTPConnection, target: Target) -> Wish:
     return Wish(
         after=cursor(connection),
         since=since(query, snapshot=target.has_state),
-        view=View.of(query.get("types", "*"), format, target.project, batch > 0),
+        view=View.of(query.get("types", "*"), format, batch > 0),
         until_end=UNTIL.of(query, "end" if target.ends else "never") == "end",
         batch=batch,
+        admission=target.admission,
         about=target.about,
     )
 

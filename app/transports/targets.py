@@ -1,16 +1,22 @@
 """What a path says to follow."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import HTTPConnection
 
-from ..database import TROUBLE, explain
-from ..errors import DatabaseUnavailable, InvalidParameter, NotFound
-from ..events import Topic, Topics
+from ..database import TROUBLE
+from ..errors import InvalidParameter, NotFound
+from ..events import OF_ITSELF, Event, Topic, Topics
 from ..feed import Feed
-from ..follower import Wish
+from ..follower import Admission, Wish
+from ..state import State
+
+PATIENCE = 2.0
+"""Seconds for which a stream of one job waits for the database before it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +25,14 @@ class Target:
 
     topics: tuple[Topic, ...]
     about: dict[str, Any]
-    project: str | None = None
-    """Only events of this project, whatever else the topics have."""
+    admission: Admission | None = None
     open: bool = False
     """Whether a WebSocket may change the topics."""
 
     @property
     def ends(self) -> bool:
         """Whether it is one thing, which ends."""
-        return len(self.topics) == 1 and self.topics[0].kind in ("job", "request")
+        return len(self.topics) == 1 and self.topics[0].kind in OF_ITSELF
 
     @property
     def has_state(self) -> bool:
@@ -59,21 +64,42 @@ async def topics(connection: HTTPConnection) -> Target:
     return Target(tuple(sorted(found)), {"topics": [str(topic) for topic in sorted(found)]}, open=True)
 
 
+class OfProject:
+    """A job is told of as long as it is of a project and a kind."""
+
+    def __init__(self, state: State, topic: Topic, project: str, kind: str) -> None:
+        self.project = project
+        self.refusal = f"project {project} has no {kind} job {topic.id}"
+        self._state = state
+        self._topic = topic
+        self._kind = kind
+        self._known = False
+
+    def doubts(self, events: Sequence[Event]) -> bool:
+        """Until it is known, and when it seems to have moved."""
+        return not self._known or any(event.type in OF_ITSELF["job"] and event.project_id != self.project for event in events)
+
+    async def ask(self) -> bool | None:
+        try:
+            row = (await self._state.of(self._topic))["job"]
+        except NotFound:
+            return None  # no reference tables: what a watched table says of jobs
+        self._known = row is not None
+        return None if row is None else (row["project_id"], row["kind"]) == (self.project, self._kind)
+
+
 def job(kind: str) -> Aim:
-    """One job of a project. One that is not there yet is waited for; if it is of another project then, nothing is told."""
+    """One job of a project. One that is not there yet is waited for."""
 
     async def aim(connection: HTTPConnection) -> Target:
         of = Topic.of("project", connection.path_params["project_id"])
         topic = Topic.of("job", connection.path_params["job_id"])
-        try:
-            row = (await connection.app.state.rowcast.state.of(topic))["job"]
-        except NotFound:
-            row = None  # no reference tables: what a watched table says of jobs
-        except TROUBLE as error:
-            raise DatabaseUnavailable(explain(error)) from error
-        if row is not None and (row["project_id"], row["kind"]) != (of.id, kind):
-            raise NotFound(f"project {of.id} has no {kind} job {topic.id}")
-        return Target((topic,), {"project_id": of.id, "job_id": topic.id}, of.id)
+        admission = OfProject(connection.app.state.rowcast.state, topic, of.id, kind)
+        with suppress(*TROUBLE):  # then it is asked for again before anything is told
+            async with asyncio.timeout(PATIENCE):
+                if await admission.ask() is False:
+                    raise NotFound(admission.refusal)
+        return Target((topic,), {"project_id": of.id, "job_id": topic.id}, admission)
 
     return aim
 

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from ..burst import View
 from ..database import TROUBLE, explain
 from ..errors import DatabaseUnavailable, NotFound
-from ..events import Cursor, Position, Topic
+from ..events import ENDED, Cursor, Position, Topic
 from ..feed import Feed
 from ..follower import Start, Wish
 from ..frames import NO_TASK, WIRES, sse, task
@@ -20,8 +20,6 @@ from .sse import HEADERS, EventStream
 
 RETRIES = (0.1, 0.3, 0.9)
 """Seconds between attempts to read the state."""
-
-ENDED = ("completed", "failed", "cancelled")
 
 
 def _topic(request: Request) -> Topic:
@@ -91,8 +89,8 @@ async def _told(feed: Feed, topic: Topic, after: Cursor, now: Position) -> bool:
     position = feed.known(after)
     if position is None or position < (await feed.log.bounds()).floor:
         return False
-    last = await feed.log.last(feed.hub.lineage.epoch, topic, now)
-    return last is None or last.position <= position
+    outcome = await feed.log.outcome(feed.hub.lineage.epoch, topic, now)
+    return outcome is None or outcome.position <= position
 
 
 def _only(feed: Feed, frame: bytes) -> Response:

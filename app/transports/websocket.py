@@ -17,7 +17,7 @@ from ..follower import Follower, Joining, Wish
 from ..frames import WIRES, texts
 from ..sinks import AsgiSink
 from . import query
-from .targets import Aim, Target, ended
+from .targets import Aim, Target
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Frame(msgspec.Struct, forbid_unknown_fields=True):
     id: Name = None
     topic: str | None = None
     after: str | None = None
-    from_: str = msgspec.field(default="recent", name="from")
+    from_: str | None = msgspec.field(default=None, name="from")
     batch: int | None = None
     job_id: str | None = None
 
@@ -54,9 +54,6 @@ def websocket(aim: Aim) -> Callable[[WebSocket], Awaitable[None]]:
             await _only(socket, "error", _described(error), error.websocket_code)
             return
         rowcast = socket.app.state.rowcast
-        if await ended(rowcast.feed, target.topics, wish):
-            await _only(socket, "end", {**wish.about, "cursor": str(wish.after)}, 1000)
-            return
         offer = socket.scope.get("extensions", {}).get("rowcast.socket")
         if offer and (sink := offer.take(rowcast.settings.buffer)):
             offer.listen(Conversation(rowcast, target, rowcast.feed.follow(target.topics, wish, sink)).hear)
@@ -108,13 +105,14 @@ class Conversation:
     async def hear(self, message: Message) -> None:
         """One frame, as ASGI has it."""
         follower = self._follower
-        if len(message.get("text") or "") > FRAME_MOST or len(message.get("bytes") or b"") > FRAME_MOST:
+        text = message.get("text")
+        if len(message.get("bytes") or (text or "").encode()) > FRAME_MOST:
             follower.close(1009)
             return
         if follower.sink.full:  # who does not read the answers is not heard
             await follower.sink.drained()
         try:
-            await self._answer(message.get("text"))
+            await self._answer(text)
         except Exception:
             logger.exception("%r failed", follower)
             follower.fail("internal error")
@@ -144,27 +142,40 @@ class Conversation:
         follower = self._follower
         topic = self._topic(frame)
         after = Cursor.parse(frame.after) if frame.after else None
-        since = query.since({"from": frame.from_})
-        if frame.batch is not None:
-            follower.batch(query.BATCH.of({"batch": str(frame.batch)}, 0))
+        since = query.since({"from": frame.from_ or "recent"})
+        batch = None if frame.batch is None else query.BATCH.of({"batch": str(frame.batch)}, 0)
         acknowledgement = {"topic": str(topic), "id": frame.id}
         wanted = {*follower.topics, *(joining.topic for joining in follower.joining or ())}
         most = self._rowcast.settings.topics
         if topic not in wanted and len(wanted) >= most:
             raise InvalidParameter("topic", f"at most {most} on one connection (ROWCAST_TOPICS)")
+        if batch is not None:
+            follower.batch(batch)
+        if topic in follower.topics and not (after or frame.from_):
+            since = "now"  # it has what there was
         follower.join(Joining(topic, after, since, acknowledgement))
 
     async def _unsubscribe(self, frame: Frame) -> None:
         topic = self._topic(frame)
-        self._follower.unjoin(topic)
+        for joining in self._follower.unjoin(topic):
+            self._refuse(GivenUp(str(topic)), joining.acknowledgement["id"])
         self._follower.tell("unsubscribed", {"topic": str(topic), "id": frame.id}, self._follower.cursor)
 
     async def _cancel(self, frame: Frame) -> None:
         job = frame.job_id or self._target.about.get("job_id")
         if job is None:
             raise InvalidParameter("job_id", "is missing; it names the job to cancel")
+        await self._check(job)
         asked = await self._rowcast.state.cancel(Topic.of("job", job).id)
         self._follower.tell("cancel", {"job_id": job, "asked": asked, "id": frame.id}, self._follower.cursor)
+
+    async def _check(self, job: str) -> None:
+        """Where a project or one of its jobs is followed, other jobs are nobody's to cancel."""
+        about = self._target.about
+        if "project_id" in about:
+            row = (await self._rowcast.state.of(Topic.of("job", job)))["job"]
+            if row is None or row["project_id"] != about["project_id"] or job != about.get("job_id", job):
+                raise NotFound(f"no such job: {job}")
 
     def _topic(self, frame: Frame) -> Topic:
         if not self._target.open:
@@ -181,10 +192,18 @@ class InvalidFrame(InvalidParameter):
         super().__init__("frame", problem)
 
 
+class GivenUp(RowcastError):
+    """A topic that was given up before it was followed."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(f"{topic} was unsubscribed meanwhile")
+
+
 CODES: dict[type[RowcastError], str] = {
     InvalidFrame: "invalid_frame",
     InvalidParameter: "invalid_parameter",
     NotFound: "not_found",
+    GivenUp: "given_up",
     DatabaseUnavailable: "unavailable",
 }
 
