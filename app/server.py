@@ -99,12 +99,13 @@ def serve(settings: Settings) -> None:
     allow_files()
     sock = bind(settings.host, settings.port)
     host, port = sock.getsockname()[:2]
+    if settings.workers > 1 and sys.platform == "win32":
+        raise ConfigurationError("workers share a socket, which Windows cannot: start several `rowcast serve` on ports of their own")
+    # Held by us: while a worker starts anew, its connections wait.
+    sockets = spread(sock, settings.workers) if settings.workers > 1 else [sock]
     shown = f"[{host}]" if ":" in host else host
     logger.info("http://%s:%d (pid %d)", shown, port, os.getpid())
     if settings.workers > 1:
-        if sys.platform == "win32":
-            raise ConfigurationError("workers share a socket, which Windows cannot: start several `rowcast serve` on ports of their own")
-        sockets = spread(sock, settings.workers)  # held by us: while a worker starts anew, its connections wait
         keep_running([worker(settings, own) for own in sockets])
     else:
         serve_socket(settings, sock)

@@ -379,8 +379,12 @@ class HubProcess:
         return status
 
     async def __aenter__(self) -> "HubProcess":
-        await self.start()
-        return await self.ready()
+        try:
+            await self.start()
+            return await self.ready()
+        except BaseException:
+            await self.__aexit__()
+            raise
 
     async def __aexit__(self, *exc: object) -> None:
         if self.process and self.process.returncode is None:

@@ -106,10 +106,11 @@ async def test_every_byte_comes_once_and_in_order(seed: int) -> None:
             sink.close()
 
         writing = asyncio.create_task(write())
-        while not got.endswith(b"0\r\n\r\n") or not writing.done():
-            if dice.random() < 0.5:
-                got += read(client)
-            await asyncio.sleep(dice.choice([0, 0, 0.001]))
+        async with asyncio.timeout(30):
+            while not got.endswith(b"0\r\n\r\n") or not writing.done():
+                if dice.random() < 0.5:
+                    got += read(client)
+                await asyncio.sleep(dice.choice([0, 0, 0.001]))
         assert unchunked(got)[0] == b"".join(sent)
 
 

@@ -298,6 +298,22 @@ async def test_a_window_ends_early_where_much_waits(hub: Hub, writer: Writer) ->
         await stream.expect(*["agent.message.appended"] * 3)
 
 
+async def test_one_that_batches_and_does_not_read_loses_nothing(database: str, writer: Writer) -> None:
+    session = await writer.session()
+    async with Hub(database, buffer=16_384) as hub, await follow(hub, f"?topic=session:{session}&batch=30&from=now") as stream:
+        await stream.until("caught_up")
+        for n in range(0, 1000, 20):
+            await writer.db.execute(
+                "INSERT INTO message (session_id, text) SELECT $1, n || repeat('x', 20000) FROM generate_series($2::int, $2 + 19) n",
+                session,
+                n,
+            )
+        (follower,) = hub.rowcast.feed._clients
+        await until(lambda: not hub.rowcast.hub.is_live(follower))  # type: ignore[arg-type]
+        seen = await stream.expect(*["agent.message.appended"] * 1000)
+        assert [int(event.data["message"]["text"].rstrip("x")) for event in seen] == list(range(1000))
+
+
 async def test_rows_without_a_key_are_not_merged(hub: Hub, writer: Writer) -> None:
     await writer.db.execute("CREATE TABLE loose (status text); SELECT rowcast.watch('loose', '{status}', name => 'loose')")
     await writer.db.execute("INSERT INTO loose VALUES ('new'), ('new')")
