@@ -247,9 +247,14 @@ async def test_it_commits_synchronously_whatever_the_session_does(db: asyncpg.Co
         assert await db.fetchval("SHOW synchronous_commit") == "on"
 
 
-async def test_the_scan_keeps_its_index_whatever_the_planner_believed(db: asyncpg.Connection, database: str) -> None:
-    """Planned for good when the outbox was small, then 50,000 rows that are sequenced but not pruned yet."""
+@pytest.mark.parametrize("running", [0, 1, 20])
+async def test_the_scan_keeps_its_index_whatever_the_planner_believed(db: asyncpg.Connection, database: str, running: int) -> None:
+    """Planned for good when the outbox was small, then 50,000 rows that are sequenced but not pruned yet; with other
+    transactions under way."""
     await db.execute("SELECT rowcast.adopt()")
+    others = [await asyncpg.connect(database) for _ in range(running)]
+    for connection in others:
+        await connection.execute("BEGIN; SELECT pg_current_xact_id()")
     for _ in range(8):  # generic plans come after the fifth
         await db.execute(CAPTURE, "1")
         await db.execute("ANALYZE rowcast.outbox")
@@ -264,6 +269,8 @@ async def test_the_scan_keeps_its_index_whatever_the_planner_believed(db: asyncp
         before = await db.fetchval(scanned)
         await db.fetchrow("SELECT * FROM rowcast.sequence(10)")
         assert await db.fetchval(scanned) - before < 50
+    for connection in others:
+        await connection.close()
 
 
 async def test_prune_deletes_what_is_sequenced_and_old_and_nothing_else(db: asyncpg.Connection, database: str) -> None:

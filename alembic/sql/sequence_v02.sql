@@ -39,9 +39,9 @@ BEGIN
      WHERE o.xid >= pg_snapshot_xmax(head.low) AND o.xid < pg_snapshot_xmax(bound.high)
        AND pg_visible_in_snapshot(o.xid, bound.high) AND o.id > head.last_id
     UNION ALL
-    SELECT o.* FROM bound, pg_snapshot_xip(head.low) AS running, rowcast.outbox o
-     WHERE o.xid = running
-       AND pg_visible_in_snapshot(o.xid, bound.high) AND o.id > head.last_id
+    SELECT o.* FROM bound, pg_snapshot_xip(head.low) AS running,
+           LATERAL (SELECT * FROM rowcast.outbox WHERE xid = running OFFSET 0) o -- a fence: any other join reads the whole outbox
+     WHERE pg_visible_in_snapshot(o.xid, bound.high) AND o.id > head.last_id
      ORDER BY id LIMIT max_rows
   ), logged AS (
     INSERT INTO rowcast.event (position, outbox_id, session_id, project_id, job_id, request_id, user_id, table_name, channel,

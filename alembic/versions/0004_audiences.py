@@ -33,7 +33,7 @@ def upgrade() -> None:
         )
     hold_writers()
     add_columns("outbox")
-    create("topic_id_v01", "is_channel_v01", "notify_v01", "envelope_v02", "sequence_v02", "adopt_v02", "fit_json_v02")
+    create("topic_id_v01", "is_channel_v01", "notify_v01", "envelope_v02", "sequence_v02", "prune_v02", "adopt_v02", "fit_json_v02")
     execute(*(f"GRANT EXECUTE ON FUNCTION rowcast.{function} TO rowcast_owner" for function in FUNCTIONS))
     create_consumers()
     if not exists("rowcast.capture_message()"):
@@ -58,7 +58,7 @@ def downgrade() -> None:
             create("capture_v02", table=name, often=BEFORE if name == "message" else "")
             execute(f"DROP FUNCTION rowcast.{name}_noun")
     drop_consumers()
-    create("fit_json_v01", "adopt_v01", "sequence_v01", "envelope_v01")
+    create("fit_json_v01", "adopt_v01", "prune_v01", "sequence_v01", "envelope_v01")
     execute(*(f"DROP FUNCTION rowcast.{function}" for function in reversed(FUNCTIONS)))
     for table in ("outbox", "event"):
         for name in COLUMNS:
