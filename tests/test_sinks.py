@@ -43,10 +43,13 @@ async def connected(limit: int = 10_000) -> AsyncIterator[tuple[SocketSink, sock
     server.add(sink)
     transport.set_protocol(sink)
     transport.set_write_buffer_limits(limit)
-    yield sink, client, server
-    client.close()
-    await until(lambda: not server)
-    listening.close()
+    try:
+        yield sink, client, server
+    finally:
+        client.close()
+        transport.abort()
+        await until(lambda: not server)
+        listening.close()
 
 
 def read(client: socket.socket) -> bytes:
