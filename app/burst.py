@@ -1,6 +1,6 @@
 """What a client sees of events that came together, encoded once for all that see alike."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from .events import Event, Types
@@ -14,10 +14,11 @@ VIEWS = 4
 class View:
     """What a client sees: which types, merged or each, in which format. One object for all that see alike."""
 
-    __slots__ = ("format", "merged", "types", "wire")
+    __slots__ = ("format", "merged", "text", "types", "wire")
 
-    def __init__(self, types: Types, format: Format, merged: bool) -> None:
-        self.types = types
+    def __init__(self, text: str, format: Format, merged: bool) -> None:
+        self.text = text
+        self.types = Types(text)
         self.format = format
         self.wire = WIRES[format]
         self.merged = merged
@@ -25,7 +26,11 @@ class View:
     @classmethod
     @lru_cache(maxsize=1024)
     def of(cls, types: str = "*", format: Format = "event", merged: bool = False) -> "View":
-        return cls(Types(types), format, merged)
+        return cls(types, format, merged)
+
+    def as_frames(self, events: Iterable[Event]) -> bytes:
+        shown = [event for event in events if self.shows(event)]
+        return b"".join(map(self.wire.event, merge(shown) if self.merged else shown))
 
     def shows(self, event: Event) -> bool:
         return event.type in self.types
@@ -72,6 +77,5 @@ class Burst:
             return block
 
     def _encode(self, view: View) -> Block | None:
-        shown = [event for event in self.events if view.shows(event)]
-        data = b"".join(map(view.wire.event, merge(shown) if view.merged else shown))
+        data = view.as_frames(self.events)
         return view.wire.block(data) if data else None

@@ -130,9 +130,9 @@ class Event:
 
     @property
     def ends(self) -> Kind | None:
-        """What has ended with this, or is gone: a job or a request."""
+        """What has ended by now, or is gone: a job or a request."""
         family, _, last = self.type.rpartition(".")
-        if family in JOB_FAMILIES and (last in ENDED or (last == "created" and self.row.get("status") in ENDED)):
+        if family in JOB_FAMILIES and (last in ENDED or self.row.get("status") in ENDED):
             return "job"
         if self.type == "request_update" and self.row.get("status") in ("done", "error"):
             return "request"

@@ -18,7 +18,7 @@ from .batching import Window
 from .burst import Burst
 from .database import TROUBLE, explain
 from .errors import DatabaseUnavailable, NotFound
-from .events import OF_ITSELF, Cursor, Position, Topic, Topics
+from .events import OF_ITSELF, Cursor, Event, Position, Topic, Topics
 from .follower import Follower, From, Joining, Start, Wish
 from .hub import Hub
 from .log import Log
@@ -135,6 +135,8 @@ class Feed:
         if not hub.lineage:
             raise DatabaseUnavailable("this process ends")
         start = await self._resume(after) if after is not None else None
+        if since == "snapshot" and start is not None and start.position < (await self.log.bounds()).floor:
+            start = Start(hub.position, "truncated", "truncated")
         if since == "snapshot" and (start is None or start.lost):
             return await self._snapshot(topics, start)
         if start is not None:
@@ -175,23 +177,24 @@ class Feed:
         if position is None:
             return False
         if len(topics) == 1 and topics[0].kind in OF_ITSELF:
-            return await self._is_over(topics[0], position)
+            outcome = await self._outcome(topics[0], position)
+            return outcome is not None and outcome.ends is not None and outcome.position <= position
         event = await self.log.event_at(Cursor(hub.lineage.epoch, position), topics)
         return event is not None and event.ends is not None
 
-    async def _is_over(self, topic: Topic, position: Position) -> bool:
-        """Whether a job or request ended up to there, and has not begun again since."""
-        hub = self.hub
-        outcome = await self.log.outcome(hub.lineage.epoch, topic, max(hub.position, position))
-        return outcome is not None and outcome.ends is not None and outcome.position <= position
+    async def _outcome(self, topic: Topic, position: Position) -> Event | None:
+        """What was told last of a job or request itself."""
+        return await self.log.outcome(self.hub.lineage.epoch, topic, max(self.hub.position, position))
 
     async def catch_up(self, follower: Follower) -> None:
         """Until it is live or gone. A database that is away is waited for: the client stays connected."""
-        delay = RETRY_FIRST
+        hub, delay = self.hub, RETRY_FIRST
         while not follower.closed:
             try:
                 if not follower.located:
                     await self._locate(follower)
+                elif hub.lineage.locate(Cursor(follower.epoch, follower.position)) is None:
+                    follower.reset("epoch")
                 elif follower.may_have_ended:
                     await self._end_if_over(follower)
                 elif follower.joining:
@@ -213,26 +216,27 @@ class Feed:
 
     async def _locate(self, follower: Follower) -> None:
         wish = follower.wish
-        if wish.since == "snapshot" and wish.admission and await wish.admission.ask() is False:
+        if wish.since == "snapshot" and wish.admission and not await wish.admission.ask():
             raise NotFound(wish.admission.refusal)
         follower.begin(await self.locate(follower.topics, wish.after, wish.since))
 
     async def _end_if_over(self, follower: Follower) -> None:
-        epoch = self.hub.lineage.epoch
-        begins = None if follower.follows in OF_ITSELF else follower.wish.after
-        over = await self.ended(follower.topics, begins or self.hub.cursor(follower.position))
+        epoch, outcome = self.hub.lineage.epoch, None
+        if follower.follows in OF_ITSELF:
+            outcome = await self._outcome(follower.topics[0], follower.position)
+            over = outcome is not None and outcome.ends is not None and outcome.position <= follower.position
+        else:
+            over = follower.wish.after is not None and await self.ended(follower.topics, follower.wish.after)
         if epoch == self.hub.lineage.epoch and not follower.closed:
             follower.may_have_ended = False
+            follower.ends_from = outcome.position if outcome else Position(0)
             if over:
                 follower.end()
 
     def _join(self, follower: Follower) -> bool:
         """Switch to live if nothing is missing: the check and the switch are one step, without an await."""
         hub = self.hub
-        position = hub.lineage.locate(Cursor(follower.epoch, follower.position))
-        if position is None:
-            follower.reset("epoch")
-        elif position < hub.position:
+        if follower.position < hub.position:
             return False
         follower.live()
         hub.join(follower)
@@ -260,10 +264,9 @@ class Feed:
         admission = follower.wish.admission
         if admission is None or not admission.doubts(burst.events):
             return burst
-        admitted = await admission.ask()
-        if admitted is False:
+        if not await admission.ask():
             raise NotFound(admission.refusal)
-        events = burst.events if admitted else [event for event in burst.events if event.project_id == admission.project]
+        events = admission.told(burst.events)
         return Burst(events) if events else None
 
     async def _join_topic(self, follower: Follower, joining: Joining) -> None:
@@ -284,5 +287,5 @@ class Feed:
                 position = batch.position
             else:
                 return
-        if joining in (follower.joining or ()):
+        if hub.lineage.epoch == epoch and joining in (follower.joining or ()):
             follower.joined(joining, start.lost)

@@ -14,6 +14,7 @@ from .burst import EVERYTHING, Burst, View
 from .events import OF_ITSELF, Cursor, Event, Kind, Position, Topic
 from .frames import alive
 from .hub import Hub
+from .merging import merge
 from .sinks import Sink
 
 From = Literal["recent", "start", "now", "snapshot"]
@@ -26,14 +27,16 @@ HELD, HELD_BYTES = 1000, 1_000_000
 class Admission(Protocol):
     """Whether a client may be told of what it asked for, where that is not known in advance."""
 
-    project: str
     refusal: str
 
     def doubts(self, events: Sequence[Event]) -> bool:
         """Whether to ask, anew, before these are told."""
 
-    async def ask(self) -> bool | None:
-        """None: it is not there. Then only what is of the project may be told."""
+    async def ask(self) -> bool:
+        """False: nothing more may be told."""
+
+    def told(self, events: Sequence[Event]) -> list[Event]:
+        """Those that may be told, once that was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class Follower:
 
     # fmt: off
     __slots__ = ("_catching_up", "_caught_up", "_greeted", "_held", "_held_bytes", "_home", "_hub", "_start", "_window",
-                 "closed", "epoch", "joining", "may_have_ended", "position", "sink", "topics", "view", "wish")
+                 "closed", "ends_from", "epoch", "joining", "may_have_ended", "position", "sink", "topics", "view", "wish")
     # fmt: on
 
     def __init__(self, home: Home, topics: tuple[Topic, ...], wish: Wish, sink: Sink) -> None:
@@ -112,7 +115,9 @@ class Follower:
         """What waits for the end of its window."""
         self._held_bytes = 0
         self.may_have_ended = wish.until_end and (self.follows in OF_ITSELF or wish.after is not None)
-        """Before it began; to be found out."""
+        """Up to where it begins; to be found out."""
+        self.ends_from = Position(0)
+        """What ended before had begun anew."""
         sink.owner = self
 
     def __repr__(self) -> str:
@@ -182,7 +187,7 @@ class Follower:
         """It goes back to catching up, from where it is."""
         held, self._held = self._held, None
         self._hub.leave(self)
-        self._move(Position(held[0].first - 1) if held else max(self.position, self._hub.position))
+        self._move(max(self.position, Position(held[0].first - 1) if held else self._hub.position))
         self.catch_up()
 
     def flush(self, together: Callable[[Sequence[Burst]], Burst]) -> None:
@@ -214,7 +219,9 @@ class Follower:
 
     def _write_to_the_end(self, burst: Burst) -> None:
         alone = self.follows if self.follows in OF_ITSELF else None
-        end = next((event for event in burst.events if event.ends and alone in (None, event.ends)), None)
+        end = next(
+            (event for event in burst.events if event.ends and alone in (None, event.ends) and event.position >= self.ends_from), None
+        )
         if end is None:
             self._write(burst)
         elif not self.closed:
@@ -231,11 +238,14 @@ class Follower:
     def reset(self, reason: str) -> None:
         """Its position cannot be honoured: it goes on live from the hub's, and rereads the state."""
         self._held = None
+        self.may_have_ended = self.wish.until_end and self.follows in OF_ITSELF
         if not self.view.wire.rereads:
             self.close()  # it comes back, and is told the state
         elif self._greeted:
             self._move(self._hub.position)
             self._tell_reset(reason)
+            if self.may_have_ended and self._catching_up is None:
+                self.lag()
         else:
             self.begin(Start(self._hub.position, "truncated" if reason == "truncated" else "reset", reason))
 
@@ -323,6 +333,7 @@ class Follower:
     def batch(self, milliseconds: int) -> None:
         self._pause()
         self._window = self._home.window(milliseconds) if milliseconds else None
+        self.view = View.of(self.view.text, self.view.format, milliseconds > 0)
 
     def _pause(self) -> None:
         """Its topics do not change while it is live."""
@@ -335,7 +346,7 @@ class Follower:
     def write_earlier(self, events: Sequence[Event]) -> None:
         """What a new topic had before the position that it has reached: its cursor stays there."""
         cursor = self._hub.cursor(self.position)
-        wire = self.view.wire
-        frames = b"".join(wire.event(replace(event, cursor=cursor)) for event in events if self.view.shows(event))
+        merged = merge(events) if self.view.merged else events
+        frames = b"".join(self.view.wire.event(replace(event, cursor=cursor)) for event in merged if self.view.shows(event))
         if frames:
-            self.sink.write(wire.block(frames))
+            self.sink.write(self.view.wire.block(frames))

@@ -33,6 +33,8 @@ class Hub:
         self._live: dict[Topic, set[Subscriber]] = {}
         self._of_several: dict[Topic, set[Subscriber]] = {}
         """Those that follow more than one topic, under each."""
+        self._of_none: set[Subscriber] = set()
+        """WebSockets that have yet to say what they want."""
         self.lineage = Lineage()
         self.position = Position(0)
         """The last event published: all up to here is in the log, and was offered to whoever is live."""
@@ -49,8 +51,11 @@ class Hub:
         registry = self._registry(subscriber)
         for topic in subscriber.topics:
             registry.setdefault(topic, set()).add(subscriber)
+        if not subscriber.topics:
+            self._of_none.add(subscriber)
 
     def leave(self, subscriber: Subscriber) -> None:
+        self._of_none.discard(subscriber)
         registry = self._registry(subscriber)
         for topic in subscriber.topics:
             followers = registry.get(topic)
@@ -67,7 +72,7 @@ class Hub:
         return any(subscriber in registry.get(topic, ()) for topic in subscriber.topics)
 
     def _everybody(self) -> set[Subscriber]:
-        return set().union(*self._live.values(), *self._of_several.values())
+        return self._of_none.union(*self._live.values(), *self._of_several.values())
 
     def publish(self, events: Sequence[Event]) -> None:
         """Offer the next events, at least one, to the live subscribers of their topics."""

@@ -92,7 +92,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def handle_ping(self) -> None:
         """They are answered without end, and before all else: who sends them by the thousand is closed."""
         self._pings += 1
-        if self._pings <= PINGS:
+        if not self.writable.is_set():
+            self.conn.data_to_send()  # who does not read gets no answer
+        elif self._pings <= PINGS:
             super().handle_ping()
         elif not self.close_sent:
             self.conn.fail(1008, "too many pings")

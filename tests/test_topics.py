@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from rowcast.events import Position
 
 from .rig import Hub, Stream, Writer, get, until
 
@@ -245,6 +246,41 @@ async def test_a_job_that_moves_to_another_project_is_no_longer_told(hub: Hub, w
         assert "secret" not in str(seen)
 
 
+async def test_a_job_that_is_no_longer_what_was_asked_for(hub: Hub, writer: Writer) -> None:
+    mine, theirs = await writer.project(), await writer.project()
+    session = await writer.session(mine)
+    one = await writer.insert("job", kind="ingest", session_id=session, status="running")
+    two = await writer.insert("job", kind="ingest", project_id=mine, status="running")
+    async with await follow(hub, f"/projects/{mine}/ingest/{one}") as moved, await follow(hub, f"/projects/{mine}/ingest/{two}") as changed:
+        for stream in (moved, changed):
+            await stream.until("caught_up")
+        await writer.update("session", session, project_id=theirs)
+        await writer.insert("job_step", job_id=one, name="secret")
+        await writer.message(session, "secret", job_id=one)
+        await writer.update("job", two, kind="agent")
+        for stream in (moved, changed):
+            seen = await stream.rest()
+            assert [event.type for event in seen] == ["error"]
+    await writer.update("session", session, project_id=mine)
+    await writer.insert("job_step", job_id=one, name="seen")
+    async with await follow(hub, f"/projects/{mine}/ingest/{one}?from=start") as stream:
+        seen = await stream.until("job_step.updated")
+        assert "secret" not in str([event for event in seen if event.type.startswith("job_step")])
+
+
+async def test_what_waits_for_its_window_is_not_lost_when_it_is_asked_about(hub: Hub, writer: Writer) -> None:
+    mine, theirs = await writer.project(), await writer.project()
+    session = await writer.session(theirs)
+    job = await writer.insert("job", kind="agent", project_id=mine, session_id=session, status="running")
+    await until(lambda: hub.rowcast.hub.position >= 1)
+    async with await follow(hub, f"/projects/{mine}/agent-runs/{job}?from=now&batch=2000") as stream:
+        await stream.until("caught_up")
+        await writer.update("job", job, progress=5.0)
+        await until(lambda: hub.rowcast.hub.position >= 2)
+        await writer.message(session, "x", job_id=job)
+        await stream.expect("agent.run.updated", "agent.message.appended")
+
+
 async def test_who_comes_after_the_end_is_told_so(hub: Hub, writer: Writer) -> None:
     """Also where the end is not the last event, or older than what is asked for."""
     project = await writer.project()
@@ -252,22 +288,49 @@ async def test_who_comes_after_the_end_is_told_so(hub: Hub, writer: Writer) -> N
     path = f"/projects/{project}/ingest/{job}"
     async with await follow(hub, path) as stream:
         await stream.until("caught_up")
+        async with await follow(hub, f"{path}?from=now") as running:
+            await running.until("caught_up")
         await writer.update("job", job, status="completed")
         end = (await stream.rest())[-1]
     await writer.insert("job_step", job_id=job, name="late")
     await until(lambda: hub.rowcast.hub.position >= 3)
     assert (await follow(hub, path, end.id)).status == 204
+    await writer.update("job", job, message="late, too")
+    await until(lambda: hub.rowcast.hub.position >= 4)
+    async with await follow(hub, path, end.id) as again:
+        seen = await again.rest()
+        assert [event.type for event in seen] == ["connected", "job_step.updated", "ingest.job.updated", "end"]
+    assert (await follow(hub, path, seen[-1].id)).status == 204
     for query in ("from=now", "from=snapshot"):
         async with await follow(hub, f"{path}?{query}") as late:
             assert (await late.rest())[-1].type == "end"
     async with await follow(hub, f"?topic=job:{job}&until=never&from=now") as stays:
         await stays.until("caught_up")
     await writer.update("job", job, status="running")  # tried again
-    await until(lambda: hub.rowcast.hub.position >= 4)
-    async with await follow(hub, path, end.id) as again:
-        await again.until("caught_up")
+    await until(lambda: hub.rowcast.hub.position >= 5)
+    async with await follow(hub, path, end.id) as again, await follow(hub, path) as anew:
+        for each in (again, anew):
+            await each.until("caught_up")
         await writer.update("job", job, status="failed")
-        assert [event.type for event in await again.rest()] == ["ingest.job.failed", "end"]
+        for each in (again, anew):
+            assert [event.type for event in await each.rest()] == ["ingest.job.failed", "end"]
+
+
+async def test_who_was_away_for_too_long_is_told_of_the_end(hub: Hub, writer: Writer) -> None:
+    job = await writer.insert("job", kind="ingest", status="running")
+    await until(lambda: hub.rowcast.hub.position >= 1)
+    first = str(hub.rowcast.hub.cursor(Position(0)))
+    await writer.update("job", job, progress=5.0)
+    await until(lambda: hub.rowcast.hub.position >= 2)
+    await writer.db.execute("DELETE FROM rowcast.event WHERE position = 1; UPDATE rowcast.pruned SET floor = 1")
+    async with await follow(hub, f"?topic=job:{job}&from=snapshot", first) as stream:
+        connected, reset, snapshot, _ = await stream.expect("connected", "reset", "snapshot", "caught_up")
+        assert (connected.data["reason"], reset.data["reason"]) == ("truncated", "truncated")
+        assert snapshot.data["job"]["progress"] == 5
+    await writer.update("job", job, status="completed")
+    await until(lambda: hub.rowcast.hub.position >= 3)
+    async with await follow(hub, f"?topic=job:{job}", first) as stream:
+        assert [event.type for event in await stream.rest()] == ["connected", "reset", "end"]
 
 
 async def test_a_stream_of_one_job_waits_for_the_database() -> None:

@@ -345,6 +345,68 @@ async def test_only_jobs_of_the_project_are_cancelled(hub: Hub, writer: Writer) 
     assert [row["id"] for row in asked] == [one]
 
 
+async def test_one_without_topics_is_told_that_the_log_is_another(hub: Hub, database: str, writer: Writer) -> None:
+    for _ in range(20):
+        await writer.message(await writer.session(), "x")
+    await until(lambda: hub.rowcast.hub.position >= 20)
+    async with opened(hub.url, "/api/stream") as socket:
+        await socket.expect("connected", "caught_up")
+        await writer.db.execute(
+            "TRUNCATE rowcast.event; DELETE FROM rowcast.head WHERE position > 0; UPDATE rowcast.epoch SET epoch = 'aaaaaaaa'"
+        )
+        await writer.db.execute("INSERT INTO rowcast.head (position, low, last_id) VALUES (0, pg_current_snapshot(), 0)")
+        (reset,) = await socket.expect("reset")
+        assert reset["data"]["reason"] == "epoch"
+        session = await writer.session()
+        await socket.say(action="subscribe", topic=f"session:{session}")
+        await socket.expect("subscribed")
+        await writer.message(session, "new")
+        await socket.expect("agent.message.appended")
+
+
+async def test_batches_are_asked_for_and_given_up_on_the_fly(hub: Hub, writer: Writer) -> None:
+    session = await writer.session()
+    message = await writer.message(session)
+
+    async def grow(texts: str) -> None:
+        async with writer.db.transaction():
+            for text in texts.split():
+                await writer.update("message", message, text=text)
+
+    await grow("a ab abc")
+    await until(lambda: hub.rowcast.hub.position >= 4)
+    async with opened(hub.url, "/api/stream") as socket:
+        await socket.expect("connected", "caught_up")
+        await socket.say(action="subscribe", topic=f"session:{session}", batch=100)
+        earlier = (await socket.until("subscribed"))[:-1]
+        assert [frame["type"] for frame in earlier] == ["agent.message.appended", "message.delta"]
+        await grow("abcd abcde abcdef")
+        await socket.expect("message.delta")
+        await socket.say(action="subscribe", topic="session:other", batch=0)
+        await socket.expect("subscribed")
+        await grow("abcdefg abcdefgh abcdefghi")
+        await socket.expect(*["message.delta"] * 3)
+
+
+async def test_who_pings_and_does_not_read_is_bounded(database: str, request: pytest.FixtureRequest) -> None:
+    if "asgi" in request.node.name:
+        pytest.skip("the sink is uvicorn's")
+    async with Hub(database, buffer=16_384) as hub, opened(hub.url, "/api/stream") as socket:
+        await socket.expect("connected", "caught_up")
+        socket.connection.transport.pause_reading()
+        (follower,) = hub.rowcast.feed._clients
+        pings = Frame(Opcode.PING, b"x" * 125).serialize(mask=True) * 40
+        async with asyncio.timeout(60):
+            while not follower.sink.full:  # type: ignore[attr-defined]
+                socket.connection.transport.write(pings)
+                await asyncio.sleep(0)
+        for _ in range(500):
+            socket.connection.transport.write(pings)
+            await asyncio.sleep(0.001)
+        assert follower.sink.buffered < 100_000  # type: ignore[attr-defined]
+        socket.connection.transport.abort()
+
+
 async def test_who_floods_with_pings_is_closed(hub: Hub) -> None:
     async with opened(hub.url, "/api/stream") as socket:
         await socket.expect("connected", "caught_up")

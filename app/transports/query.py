@@ -65,7 +65,7 @@ def wish(connection: HTTPConnection, target: Target) -> Wish:
         after=cursor(connection),
         since=since(query, snapshot=target.has_state),
         view=View.of(query.get("types", "*"), format, batch > 0),
-        until_end=UNTIL.of(query, "end" if target.ends else "never") == "end",
+        until_end=UNTIL.of(query, "end" if target.ends and not (target.open and format == "socket") else "never") == "end",
         batch=batch,
         admission=target.admission,
         about=target.about,

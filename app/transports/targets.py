@@ -65,27 +65,47 @@ async def topics(connection: HTTPConnection) -> Target:
 
 
 class OfProject:
-    """A job is told of as long as it is of a project and a kind."""
+    """A job is told of as long as it is of a project and a kind; and of what it was elsewhere, nothing."""
 
     def __init__(self, state: State, topic: Topic, project: str, kind: str) -> None:
-        self.project = project
         self.refusal = f"project {project} has no {kind} job {topic.id}"
         self._state = state
         self._topic = topic
+        self._project = project
         self._kind = kind
         self._known = False
+        self._usual = {None, project}
+        """What its messages name as their project, which is their session's."""
 
     def doubts(self, events: Sequence[Event]) -> bool:
-        """Until it is known, and when it seems to have moved."""
-        return not self._known or any(event.type in OF_ITSELF["job"] and event.project_id != self.project for event in events)
+        """Until it is known, and when it may have moved."""
+        return not self._known or any(map(self._is_odd, events))
 
-    async def ask(self) -> bool | None:
+    def _is_odd(self, event: Event) -> bool:
+        if event.type in OF_ITSELF["job"]:
+            return event.project_id != self._project or self._is_other(event.type)
+        return event.project_id not in self._usual
+
+    def _is_other(self, type: str) -> bool:
+        return type in OF_ITSELF["job"] and not type.startswith((f"{self._kind}.", "job."))
+
+    async def ask(self) -> bool:
+        """One that is not there may yet come."""
         try:
             row = (await self._state.of(self._topic))["job"]
         except NotFound:
-            return None  # no reference tables: what a watched table says of jobs
+            row = None  # no reference tables: what a watched table says of jobs
         self._known = row is not None
-        return None if row is None else (row["project_id"], row["kind"]) == (self.project, self._kind)
+        return row is None or (row["project_id"], row["kind"]) == (self._project, self._kind)
+
+    def told(self, events: Sequence[Event]) -> list[Event]:
+        if not self._known:
+            return [event for event in events if event.project_id == self._project and not self._is_other(event.type)]
+        messages = [event for event in events if "message" in event.type.split(".")]
+        self._usual.update(event.project_id for event in messages)
+        return [
+            event for event in events if event in messages or (event.project_id in (None, self._project) and not self._is_other(event.type))
+        ]
 
 
 def job(kind: str) -> Aim:
@@ -97,7 +117,7 @@ def job(kind: str) -> Aim:
         admission = OfProject(connection.app.state.rowcast.state, topic, of.id, kind)
         with suppress(*TROUBLE):  # then it is asked for again before anything is told
             async with asyncio.timeout(PATIENCE):
-                if await admission.ask() is False:
+                if not await admission.ask():
                     raise NotFound(admission.refusal)
         return Target((topic,), {"project_id": of.id, "job_id": topic.id}, admission)
 

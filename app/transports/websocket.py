@@ -147,6 +147,8 @@ class Conversation:
         acknowledgement = {"topic": str(topic), "id": frame.id}
         wanted = {*follower.topics, *(joining.topic for joining in follower.joining or ())}
         most = self._rowcast.settings.topics
+        if len(follower.joining or ()) >= most:
+            raise InvalidParameter("topic", f"at most {most} are waited for at once (ROWCAST_TOPICS)")
         if topic not in wanted and len(wanted) >= most:
             raise InvalidParameter("topic", f"at most {most} on one connection (ROWCAST_TOPICS)")
         if batch is not None:
