@@ -81,7 +81,7 @@ MUTANTS = [
     Mutant("TLS", 7, "app/takeover.py", ' or transport.get_extra_info("sslcontext")', "", "test_takeover"),
     Mutant("read again", 3, "app/queries.py", '"position > $1 AND', '"position >= $1 AND', "test_sse"),
     Mutant("floor", 3, "app/log.py", 'if rows[0]["floor"] > after:', "if False:", "test_sse"),
-    Mutant("epochs", 3, "app/events.py", "if following is None or cursor.position <= following.position", "if True", "test_listener"),
+    Mutant("epochs", 3, "app/events.py", "if following is None or cursor.position <= following.position", "if True", "test_hub"),
     Mutant("ahead", 3, "app/feed.py", "if position > hub.position and position >", "if False and position >", "test_sse"),
     Mutant("no bound", 5, "app/follower.py", "if self.sink.full or (self", "if False or (self", "test_sse"),
     Mutant("connections", 6, "app/database.py", "max_size=size", "max_size=100", "test_sse"),

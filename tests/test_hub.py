@@ -345,3 +345,9 @@ async def test_where_recent_begins_is_not_shared_too_far(monkeypatch: pytest.Mon
     await settle()
     asked.set()
     assert (await first, await second) == (1, 1)
+
+
+def test_a_cursor_beyond_what_a_new_primary_had_means_nothing() -> None:
+    lineage = Lineage([Cursor("aaaaaaaa", Position(0)), Cursor("bbbbbbbb", Position(10))])
+    asked = {"aaaaaaaa-10": 10, "aaaaaaaa-11": None, "bbbbbbbb-11": 11, "cccccccc-1": None}
+    assert {text: lineage.locate(Cursor.parse(text)) for text in asked} == asked
