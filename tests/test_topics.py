@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from rowcast.events import Position
 
-from .rig import Hub, Stream, Writer, get, until
+from .rig import Hub, Stream, Writer, get, until, until_sql
 
 pytestmark = pytest.mark.parametrize("sinks", ["socket", "asgi"], indirect=True)
 
@@ -204,6 +204,7 @@ async def test_all_of_a_job_comes_whatever_its_session_is_in(hub: Hub, writer: W
     project, other = await writer.project(), await writer.project()
     for session in (await writer.session(), await writer.session(other)):
         job = await writer.insert("job", kind="agent", project_id=project, session_id=session, status="running")
+        await until_sql(writer.db, "SELECT NOT EXISTS (SELECT FROM job WHERE id NOT IN (SELECT job_id::uuid FROM rowcast.event))")
         async with await follow(hub, f"/projects/{project}/agent-runs/{job}") as stream:
             await writer.message(session, "x", job_id=job)
             await stream.until("agent.message.appended")
@@ -251,6 +252,7 @@ async def test_a_job_that_is_no_longer_what_was_asked_for(hub: Hub, writer: Writ
     session = await writer.session(mine)
     one = await writer.insert("job", kind="ingest", session_id=session, status="running")
     two = await writer.insert("job", kind="ingest", project_id=mine, status="running")
+    await until(lambda: hub.rowcast.hub.position >= 2)
     async with await follow(hub, f"/projects/{mine}/ingest/{one}") as moved, await follow(hub, f"/projects/{mine}/ingest/{two}") as changed:
         for stream in (moved, changed):
             await stream.until("caught_up")

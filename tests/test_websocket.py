@@ -112,6 +112,7 @@ async def test_one_job_ends_with_its_stream(hub: Hub, writer: Writer) -> None:
     project = await writer.project()
     job = await writer.insert("job", kind="ingest", project_id=project, status="running")
     path = f"/api/stream/projects/{project}/ingest/{job}"
+    await until(lambda: hub.rowcast.hub.position >= 1)
     async with opened(hub.url, path) as socket:
         await socket.until("caught_up")
         await writer.update("job", job, status="completed")
