@@ -19,11 +19,12 @@ from .burst import Burst
 from .database import TROUBLE, explain
 from .errors import DatabaseUnavailable, NotFound
 from .events import OF_ITSELF, Cursor, Event, Position, Topic, Topics
-from .follower import Follower, From, Joining, Start, Wish
+from .follower import Follower
 from .hub import Hub
 from .log import Log
 from .sinks import Sink
 from .state import State
+from .wish import From, Joining, Start, Wish
 
 logger = logging.getLogger(__name__)
 

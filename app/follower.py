@@ -4,75 +4,22 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 import msgspec
 
 from .batching import Window
-from .burst import EVERYTHING, Burst, View
+from .burst import Burst, View
 from .events import OF_ITSELF, Cursor, Event, Kind, Position, Topic
 from .frames import alive
 from .hub import Hub
 from .merging import merge
 from .sinks import Sink
-
-From = Literal["recent", "start", "now", "snapshot"]
-Reason = Literal["new", "resumed", "truncated", "reset"]
+from .wish import Joining, Start, Wish
 
 HELD, HELD_BYTES = 1000, 1_000_000
 """Bursts that wait for the end of a window, at most, and what is in them. Beyond that they do not wait."""
-
-
-class Admission(Protocol):
-    """Whether a client may be told of what it asked for, where that is not known in advance."""
-
-    refusal: str
-
-    def doubts(self, events: Sequence[Event]) -> bool:
-        """Whether to ask, anew, before these are told."""
-
-    async def ask(self) -> bool:
-        """False: nothing more may be told."""
-
-    def told(self, events: Sequence[Event]) -> list[Event]:
-        """Those that may be told, once that was asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a client asks for: where to begin, and what it wants to see."""
-
-    after: Cursor | None = None
-    since: From = "recent"
-    view: View = EVERYTHING
-    until_end: bool = False
-    """The first event that ends a job or a request ends the stream."""
-    batch: int = 0
-    """Milliseconds in which at most one write is made; 0: each event at once."""
-    admission: Admission | None = None
-    about: dict[str, str] = field(default_factory=dict)
-    """What the client follows, as `connected` names it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    position: Position
-    reason: Reason
-    lost: str | None = None
-    """Why the cursor could not be honoured, if so."""
-    snapshot: bytes | None = None
-    """The state at the position, if that was asked for."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Joining:
-    """A topic that a client wants to follow from now on, and from where in it."""
-
-    topic: Topic
-    after: Cursor | None
-    since: From
-    acknowledgement: dict[str, Any]
 
 
 class Home(Protocol):

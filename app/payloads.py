@@ -16,8 +16,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from .events import CURSOR, ID_MOST, JOB_FAMILIES
-from .follower import Reason
 from .frames import TOP_LEVEL
+from .wish import Reason
 
 Type = Any
 """What msgspec can make a schema of."""

@@ -94,7 +94,7 @@ MUTANTS = [
     Mutant("merged across an end", 2, "app/merging.py", "latest.clear()", "pass", "test_merging"),
     Mutant("text left out", 1, "app/merging.py", " and not _has_text(was)", "", "test_merging"),
     Mutant("held and lost", 3, "app/follower.py", "Position(held[0].first - 1) if held else ", "", "test_topics"),
-    Mutant("alike and not the same", 3, "app/follower.py", "@dataclass(frozen=True, slots=True, eq=False)", "@dataclass(frozen=True, slots=True)", "test_websocket"),
+    Mutant("alike and not the same", 3, "app/wish.py", "@dataclass(frozen=True, slots=True, eq=False)", "@dataclass(frozen=True, slots=True)", "test_websocket"),
     Mutant("never asked again", 7, "app/transports/targets.py", "any(map(self._is_odd, events))", "False", "test_topics"),
     Mutant("an end of before", 3, "app/follower.py", " and event.position >= self.ends_from", "", "test_topics"),
     Mutant("nobody without topics", 3, "app/hub.py", "self._of_none.add(subscriber)", "pass", "test_websocket"),

@@ -8,10 +8,11 @@ import pytest
 from rowcast.burst import VIEWS, Burst, View
 from rowcast.events import Cursor, Event, Lineage, Position, Topic, Types
 from rowcast.feed import Feed
-from rowcast.follower import Follower, Wish
+from rowcast.follower import Follower
 from rowcast.hub import Hub
 from rowcast.log import Batch, Bounds, Log
 from rowcast.sinks import AsgiSink
+from rowcast.wish import Wish
 
 from .rig import until
 

@@ -15,9 +15,9 @@ from ..database import TROUBLE, explain
 from ..errors import DatabaseUnavailable, InvalidParameter
 from ..events import Cursor, Event, Position, Topics
 from ..feed import Feed
-from ..follower import Wish
 from ..frames import enveloped
 from ..log import Batch
+from ..wish import Wish
 from . import query
 from .targets import Aim
 

@@ -11,7 +11,7 @@ from starlette.requests import HTTPConnection
 from ..burst import View
 from ..errors import InvalidParameter
 from ..events import CURSOR, Cursor
-from ..follower import From, Wish
+from ..wish import From, Wish
 from .targets import Target
 
 LAST_EVENT_ID = "Last-Event-ID"

@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from ..events import Topics
 from ..feed import Feed
-from ..follower import Start, Wish
 from ..sinks import AsgiSink, SocketSink
+from ..wish import Start, Wish
 from . import query
 from .targets import Aim, ended
 

@@ -12,8 +12,8 @@ from ..database import TROUBLE
 from ..errors import InvalidParameter, NotFound
 from ..events import OF_ITSELF, Event, Topic, Topics
 from ..feed import Feed
-from ..follower import Admission, Wish
 from ..state import State
+from ..wish import Admission, Wish
 
 PATIENCE = 2.0
 """Seconds for which a stream of one job waits for the database before it begins."""

@@ -12,9 +12,9 @@ from ..database import TROUBLE, explain
 from ..errors import DatabaseUnavailable, NotFound
 from ..events import ENDED, Cursor, Position, Topic
 from ..feed import Feed
-from ..follower import Start, Wish
 from ..frames import NO_TASK, WIRES, sse, task
 from ..state import Snapshot, State
+from ..wish import Start, Wish
 from . import query
 from .sse import HEADERS, EventStream
 

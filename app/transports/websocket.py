@@ -13,9 +13,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from ..database import TROUBLE, explain
 from ..errors import DatabaseUnavailable, InvalidParameter, NotFound, RowcastError
 from ..events import Cursor, Topic
-from ..follower import Follower, Joining, Wish
+from ..follower import Follower
 from ..frames import WIRES, texts
 from ..sinks import AsgiSink
+from ..wish import Joining, Wish
 from . import query
 from .targets import Aim, Target
 
