@@ -34,6 +34,5 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=4s --start-period=20s \
   CMD ["python", "-c", "import http.client, os, sys; hub = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('ROWCAST_PORT') or 8000), timeout=3); hub.request('GET', '/readyz'); sys.exit(hub.getresponse().status != 200)"]
 
-# DATABASE_URL says which database. Nothing is protected yet: on this address the hub starts only with
-# ROWCAST_INSECURE=1, and whoever publishes the port has to set it. See compose.yaml.
+# DATABASE_URL says which database, ROWCAST_KEY (or ROWCAST_KEY_FILES, ROWCAST_JWKS_URL) what tokens are checked with.
 CMD ["rowcast", "serve", "--host", "0.0.0.0"]

@@ -12,28 +12,31 @@ VIEWS = 4
 
 
 class View:
-    """What a client sees: which types, merged or each, in which format. One object for all that see alike."""
+    """What a client sees: which types, of those that it may see, merged or each, in which format. One object for all
+    that see alike."""
 
-    __slots__ = ("format", "merged", "text", "types", "wire")
+    __slots__ = ("_granted", "format", "granted", "merged", "text", "types", "wire")
 
-    def __init__(self, text: str, format: Format, merged: bool) -> None:
+    def __init__(self, text: str, format: Format, merged: bool, granted: str) -> None:
         self.text = text
         self.types = Types(text)
+        self.granted = granted
+        self._granted = Types(granted)
         self.format = format
         self.wire = WIRES[format]
         self.merged = merged
 
     @classmethod
     @lru_cache(maxsize=1024)
-    def of(cls, types: str = "*", format: Format = "event", merged: bool = False) -> "View":
-        return cls(types, format, merged)
+    def of(cls, types: str = "*", format: Format = "event", merged: bool = False, granted: str = "*") -> "View":
+        return cls(types, format, merged, granted)
 
     def as_frames(self, events: Iterable[Event]) -> bytes:
         shown = [event for event in events if self.shows(event)]
         return b"".join(map(self.wire.event, merge(shown) if self.merged else shown))
 
     def shows(self, event: Event) -> bool:
-        return event.type in self.types
+        return event.type in self.types and event.type in self._granted
 
 
 EVERYTHING = View.of()

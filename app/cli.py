@@ -13,7 +13,7 @@ from dotenv import dotenv_values
 from rich.console import Console
 from rich.markup import escape
 
-from . import __version__, schema, server, settings, watches
+from . import __version__, schema, server, settings, tokens, watches
 from . import doctor as doctor_module
 from . import tail as tail_module
 from .database import TROUBLE, connected, explain
@@ -30,6 +30,9 @@ app = typer.Typer(
 migrations = typer.Typer(help="The database schema.", no_args_is_help=True)
 app.add_typer(migrations, name="migrate")
 out = Console(highlight=False, soft_wrap=True)
+
+DEV_TOKEN = 7 * 86400.0
+"""Seconds that the token of `rowcast dev` is good, if it runs that long."""
 
 Port = Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [ROWCAST_PORT, 8000]")]
 
@@ -57,6 +60,44 @@ def serve(
     configured = settings.load(host=host, port=port, workers=workers, no_auth=no_auth or None)
     configure_logging(configured.log_level)
     server.serve(configured)
+
+
+@app.command()
+def key() -> None:
+    """Make a secret for ROWCAST_KEY."""
+    print(tokens.new_secret())
+
+
+@app.command()
+def token(
+    subject: Annotated[str, typer.Argument(help="Whose it is: the sub of the token.")],
+    session: Annotated[list[str] | None, typer.Option(help="A session that it names; may be a prefix such as team-*, or *.")] = None,
+    project: Annotated[list[str] | None, typer.Option(help="A project, likewise.")] = None,
+    right: Annotated[list[str] | None, typer.Option(help="stream, cancel or admin.")] = None,
+    types: Annotated[list[str] | None, typer.Option("--type", help="A type of events, or a prefix such as message.*")] = None,
+    minutes: Annotated[float, typer.Option(help="How long it is good.", min=0.01, max=525_600)] = 60,
+) -> None:
+    """Make a token, signed with the secret in ROWCAST_KEY. Without sessions and projects, ownership decides what it opens."""
+    allowed = {"sessions": session, "projects": project, "rights": right, "types": types}
+    print(tokens.make(settings.load(database_url="postgresql://"), subject, allowed, minutes * 60))
+
+
+@app.command()
+def revoke(
+    subject: Annotated[str | None, typer.Argument(help="Whose tokens are no longer taken.")] = None,
+    token_id: Annotated[str | None, typer.Option(help="Only the one token with this jti, or those of the login with this sid.")] = None,
+    session: Annotated[str | None, typer.Option(help="A session that nobody's token of before opens any more.")] = None,
+) -> None:
+    """End live streams, and refuse tokens that were issued before now."""
+    if subject is None and token_id is None and session is None:
+        raise ConfigurationError("say what to revoke: rowcast revoke SUBJECT, or --token-id, or --session")
+    asyncio.run(_revoke(settings.load().database_url, subject, token_id, session))
+    out.print("revoked", markup=False)
+
+
+async def _revoke(url: str, *what: str | None) -> None:
+    async with connected(url, "rowcast revoke") as connection:
+        await connection.execute("SELECT rowcast.revoke($1, $2, $3)", *what)
 
 
 @app.command(hidden=True)
@@ -107,7 +148,7 @@ def dev(
 ) -> None:
     """A database (unless DATABASE_URL is set), migrations, the hub, and a pipeline that writes rows."""
     given = os.environ.get("DATABASE_URL") or dotenv_values(".env").get("DATABASE_URL")
-    configured = settings.load(port=port, database_url=given or "postgresql://", host="127.0.0.1")
+    configured = settings.load(port=port, database_url=given or "postgresql://", host="127.0.0.1", log_level="warning", **tokens.own_key())
     configure_logging("warning")
     if given:
         _dev(configured, port)
@@ -126,7 +167,10 @@ def _dev(configured: settings.Settings, port: int | None) -> None:
             raise
         sock = server.bind(configured.host, 0)
     host, bound = sock.getsockname()[:2]
-    out.print(f"\n  [bold]http://{host}:{bound}[/bold]  the page\n  psql '{url}'  the database\n  Ctrl-C ends it\n")
+    token = tokens.make(configured, "dev", {"rights": ["admin"]}, DEV_TOKEN)
+    out.print(f"\n  [bold]http://{host}:{bound}/#token={token}[/bold]\n  the page; its token opens everything while this runs\n")
+    out.print(f"  export ROWCAST_TOKEN={token}\n  the same for curl and rowcast tail\n")
+    out.print(f"  psql '{url}'\n  the database; Ctrl-C ends it all\n")
 
     def tell(child: Child) -> None:
         if child.process and child.name == "hub":
@@ -146,12 +190,13 @@ def tail(
         bool | None, typer.Option("--until-end/--no-until-end", help="End with the job or request. [for one task, job or request]")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One line of JSON an event.")] = False,
+    token: Annotated[str | None, typer.Option(envvar="ROWCAST_TOKEN", help="What the hub lets us in for.", show_default=False)] = None,
 ) -> None:
     """Follow topics in the terminal, through restarts of the hub.
 
     The exit status is that of what ended: 0 completed, 1 failed, 3 cancelled.
     """
-    raise typer.Exit(tail_module.tail(tail_module.Target(url, topics, after, since, until_end), json))
+    raise typer.Exit(tail_module.tail(tail_module.Target(url, topics, after, since, until_end, token), json))
 
 
 @app.command()

@@ -8,8 +8,9 @@ from .errors import SchemaMismatch
 
 OLDEST_SERVER = 140000
 CAPTURED = ("request", "job", "job_step", "message")
-CONSUMERS_SINCE = 4
+CONSUMERS_SINCE, ACCESS_SINCE = 4, 6
 """The version of the schema that has them."""
+ACCESS = [f"{table}.rowcast_access_{what}" for table in ("session", "project_member") for what in ("update", "delete")]
 FUNCTIONS = ("ring", "touch", "fit", *(f"{table}_event" for table in CAPTURED))
 
 
@@ -29,7 +30,7 @@ async def examine(url: str) -> list[Finding]:
         found, latest = await schema.version(connection) or 0, schema.latest()
         behind = "" if found >= latest else f", this Rowcast knows {latest}: run `rowcast migrate up`"
         findings.append(Finding(not behind, f"schema: version {found}{behind}"))
-        findings += [*await _triggers(connection), *await _watches(connection), *await _roles(connection), await _log(connection)]
+        findings += [*await _triggers(connection, found), *await _watches(connection), *await _roles(connection), await _log(connection)]
         return [*findings, *(await _consumers(connection) if found >= CONSUMERS_SINCE else [])]
 
 
@@ -51,7 +52,7 @@ async def _recovery(connection: Connection) -> Finding:
     return Finding(not standby, "role: a standby, which cannot LISTEN" if standby else "role: primary")
 
 
-async def _triggers(connection: Connection) -> list[Finding]:
+async def _triggers(connection: Connection, version: int) -> list[Finding]:
     if await connection.fetchval("SELECT to_regprocedure('rowcast.capture_message()')") is None:
         return [Finding(True, "triggers: none, the reference tables are off")]
     rows = await connection.fetch(
@@ -61,13 +62,16 @@ async def _triggers(connection: Connection) -> list[Finding]:
     )
     states = {row["name"]: row["enabled"] for row in rows}
     wanted = [f"{table}.rowcast_{what}" for table in CAPTURED for what in ("insert", "update", "delete", "touch")]
-    wrong = [f"{name} is {'disabled' if name in states else 'missing'}" for name in wanted if not states.get(name)]
+    access = ACCESS if version >= ACCESS_SINCE else []
+    wrong = [f"{name} is {_state(name, states)}; changes are not seen" for name in wanted if not states.get(name)]
+    wrong += [f"{name} is {_state(name, states)}; whoever loses access goes on reading" for name in access if not states.get(name)]
     there = await connection.fetchval("SELECT array_agg(proname::text) FROM pg_proc WHERE pronamespace = 'rowcast'::regnamespace")
-    gone = [name for name in FUNCTIONS if name not in there]
-    wrong += [f"their function rowcast.{name} is missing" for name in gone]
-    return [Finding(False, f"triggers: {text}; changes are not seen") for text in wrong] or [
-        Finding(True, f"triggers: {len(wanted)} in place")
-    ]
+    wrong += [f"their function rowcast.{name} is missing; changes are not seen" for name in FUNCTIONS if name not in there]
+    return [Finding(False, f"triggers: {text}") for text in wrong] or [Finding(True, f"triggers: {len(wanted + access)} in place")]
+
+
+def _state(name: str, states: dict[str, bool]) -> str:
+    return "disabled" if name in states else "missing"
 
 
 async def _watches(connection: Connection) -> list[Finding]:

@@ -34,6 +34,9 @@ OF_ITSELF: dict[Kind, list[str]] = {
 }
 """The types that tell of a thing itself: the last of them tells whether it has ended."""
 
+ACCESS_CHANGED = "access.changed"
+"""Somebody may have lost access. It has no audience: no client is told."""
+
 ID_MOST = 128
 CURSOR = re.compile(r"([0-9a-f]{8})-([0-9]{1,18})", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -143,6 +146,17 @@ class Event:
         return None
 
     @property
+    def unsettles(self) -> str | None:
+        """What access no longer rests on as it did, `<kind>:<id>`: after this, they ask again whether they may."""
+        if self.type == ACCESS_CHANGED and not any(self.audience):
+            return str(self.fields.get("of"))
+        if self.type == "job.deleted":  # or moved
+            return f"job:{self.row.get('id')}"
+        if self.type == "request.deleted":
+            return f"request:{self.fields.get('request_id')}"
+        return None
+
+    @property
     def fields(self) -> dict[str, Any]:
         """The payload, decoded; empty where it is no object that Python can hold."""
         try:
@@ -162,7 +176,7 @@ class Event:
 
 
 class Notice(msgspec.Struct):
-    """What a notification on the channel `rowcast` says: an event, an event without its payload, or
+    """What a notification says: an event, an event without its payload, or
     that the log now goes `upto` a position."""
 
     epoch: str

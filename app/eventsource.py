@@ -50,6 +50,7 @@ class EventSource:
     url: str
     cursor: str | None
     note: Callable[[str], None]
+    token: str | None = None
     retry: float = 1.0
     """Seconds between tries. The server sets it."""
     _lost: bool = False
@@ -96,7 +97,8 @@ class EventSource:
         connection = self._connection()
         try:
             parts = urlsplit(url)
-            connection.request("GET", f"{parts.path}?{parts.query}", headers={"Accept": type, **headers})
+            shown = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+            connection.request("GET", f"{parts.path}?{parts.query}", headers={"Accept": type, **shown, **headers})
             response = connection.getresponse()
             if response.status != nothing:
                 self._check(response, type)

@@ -14,13 +14,15 @@ from datetime import timedelta
 from typing import Protocol
 from weakref import WeakValueDictionary
 
+from .access import Access
 from .batching import Window
 from .burst import Burst
 from .database import TROUBLE, explain
-from .errors import DatabaseUnavailable, NotFound
+from .errors import DatabaseUnavailable, RowcastError, TooMany
 from .events import OF_ITSELF, Cursor, Event, Position, Topic, Topics
 from .follower import Follower
 from .hub import Hub
+from .limits import Limits
 from .log import Log
 from .sinks import Sink
 from .state import State
@@ -37,6 +39,10 @@ TURN = 100
 class Client(Protocol):
     """Whoever is connected: told when the process ends, and that it still lives."""
 
+    topics: Topics
+
+    @property
+    def subject(self) -> str | None: ...
     def keep_alive(self, cursor: Cursor | None) -> None: ...
     def bye(self, retry: int) -> None: ...
 
@@ -44,8 +50,12 @@ class Client(Protocol):
 class Feed:
     """Brings followers from where they are to live, and knows all clients that are connected."""
 
-    def __init__(self, hub: Hub, log: Log, state: State, recent: timedelta, recent_events: int, retry: float) -> None:
+    def __init__(
+        self, hub: Hub, log: Log, state: State, limits: Limits, recent: timedelta, recent_events: int, retry: float, expiring: float
+    ) -> None:
         self.hub = hub
+        self.limits = limits
+        self.expiring = expiring
         self.log = log
         self.state = state
         self._recent = recent
@@ -70,9 +80,14 @@ class Feed:
     def clients(self) -> int:
         return len(self._clients)
 
-    def follow(self, topics: Topics, wish: Wish, sink: Sink, start: Start | None = None) -> Follower:
-        """A new client: it is told from where on, what it missed, and what comes."""
-        follower = Follower(self, topics, wish, sink)
+    def follow(self, topics: Topics, wish: Wish, sink: Sink, access: Access | None, start: Start | None = None) -> Follower:
+        """A new client: it is told from where on, what it missed, and what comes, as long as it may."""
+        follower = Follower(self, topics, wish, sink, access)
+        try:
+            self.limits.room(follower.subject, topics)  # many may have been let in at once
+        except TooMany as error:
+            follower.refuse(error)
+            return follower
         if start is not None:
             follower.begin(start)
         self.add(follower)
@@ -88,12 +103,14 @@ class Feed:
 
     def add(self, client: Client) -> None:
         self._clients.add(client)
+        self.limits.enter(client, client.subject, client.topics)
         self._emptied.clear()
         if self._closing:
             client.bye(self.retry())
 
     def remove(self, client: Client) -> None:
         self._clients.discard(client)
+        self.limits.leave(client)
         if not self._clients:
             self._emptied.set()
 
@@ -192,7 +209,9 @@ class Feed:
         hub, delay = self.hub, RETRY_FIRST
         while not follower.closed:
             try:
-                if not follower.located:
+                if follower.access and follower.access.doubtful:
+                    await follower.access.ask()
+                elif not follower.located:
                     await self._locate(follower)
                 elif hub.lineage.locate(Cursor(follower.epoch, follower.position)) is None:
                     follower.reset("epoch")
@@ -205,20 +224,20 @@ class Feed:
                 else:
                     await self._read(follower)
                 delay = RETRY_FIRST
-            except NotFound as error:
-                follower.fail(str(error), error.websocket_code)
             except TROUBLE as error:
                 logger.debug("%r: %s", follower, explain(error))
                 await asyncio.sleep(random.uniform(delay / 2, delay))
                 delay = min(delay * 2, RETRY_LAST)
+            except RowcastError as error:
+                follower.refuse(error)
             except Exception:
                 logger.exception("%r failed", follower)
                 follower.fail("internal error")
 
     async def _locate(self, follower: Follower) -> None:
         wish = follower.wish
-        if wish.since == "snapshot" and wish.admission and not await wish.admission.ask():
-            raise NotFound(wish.admission.refusal)
+        if wish.since == "snapshot" and wish.admission:
+            await wish.admission.ask()
         follower.begin(await self.locate(follower.topics, wish.after, wish.since))
 
     async def _end_if_over(self, follower: Follower) -> None:
@@ -228,7 +247,7 @@ class Feed:
             over = outcome is not None and outcome.ends is not None and outcome.position <= follower.position
         else:
             over = follower.wish.after is not None and await self.ended(follower.topics, follower.wish.after)
-        if epoch == self.hub.lineage.epoch and not follower.closed:
+        if epoch == self.hub.lineage.epoch and not (follower.closed or follower.doubtful):
             follower.may_have_ended = False
             follower.ends_from = outcome.position if outcome else Position(0)
             if over:
@@ -250,7 +269,7 @@ class Feed:
         epoch = hub.lineage.epoch
         batch = await self.log.read(epoch, follower.position, hub.position, topics)
         burst = batch.burst and await self._admitted(follower, batch.burst)
-        if hub.lineage.epoch != epoch or follower.closed or follower.topics is not topics:
+        if hub.lineage.epoch != epoch or follower.closed or follower.doubtful or follower.topics is not topics:
             return
         if batch.pruned:
             follower.reset("truncated")
@@ -265,8 +284,7 @@ class Feed:
         admission = follower.wish.admission
         if admission is None or not admission.doubts(burst.events):
             return burst
-        if not await admission.ask():
-            raise NotFound(admission.refusal)
+        await admission.ask()
         events = admission.told(burst.events)
         return Burst(events) if events else None
 
@@ -283,10 +301,10 @@ class Feed:
             batch = await self.log.read(epoch, position, upto, topic)
             if batch.pruned:
                 start = Start(position, "truncated", "truncated")
-            elif not follower.closed and joining in (follower.joining or ()):
+            elif not (follower.closed or follower.doubtful) and joining in (follower.joining or ()):
                 follower.write_earlier(batch.events)
                 position = batch.position
             else:
                 return
-        if hub.lineage.epoch == epoch and joining in (follower.joining or ()):
+        if hub.lineage.epoch == epoch and not follower.doubtful and joining in (follower.joining or ()):
             follower.joined(joining, start.lost)

@@ -9,14 +9,19 @@ from typing import Protocol
 
 import msgspec
 
+from .access import Access
 from .batching import Window
 from .burst import Burst, View
+from .errors import RowcastError, Unauthorized
 from .events import OF_ITSELF, Cursor, Event, Kind, Position, Topic
 from .frames import alive
 from .hub import Hub
 from .merging import merge
 from .sinks import Sink
 from .wish import Joining, Start, Wish
+
+TIMER_MOST = 86400.0
+"""Seconds that a timer is set for: what is further away is looked at again."""
 
 HELD, HELD_BYTES = 1000, 1_000_000
 """Bursts that wait for the end of a window, at most, and what is in them. Beyond that they do not wait."""
@@ -26,6 +31,8 @@ class Home(Protocol):
     """Where a follower catches up, and who knows that it is there."""
 
     hub: Hub
+    expiring: float
+    """Seconds before the end of its access that a follower is told of it."""
 
     def catch_up(self, follower: "Follower") -> Coroutine[None, None, None]: ...
     def window(self, milliseconds: int) -> Window: ...
@@ -36,11 +43,16 @@ class Follower:
     """Catching up, while its home does that for it in a task, or live."""
 
     # fmt: off
-    __slots__ = ("_catching_up", "_caught_up", "_greeted", "_held", "_held_bytes", "_home", "_hub", "_start", "_window",
-                 "closed", "ends_from", "epoch", "joining", "may_have_ended", "position", "sink", "topics", "view", "wish")
+    __slots__ = ("_catching_up", "_caught_up", "_expiry", "_greeted", "_held", "_held_bytes", "_home", "_hub", "_start", "_warned",
+                 "_window", "access", "closed", "ends_from", "epoch", "joining", "may_have_ended", "position", "sink", "topics", "view",
+                 "wish")
     # fmt: on
 
-    def __init__(self, home: Home, topics: tuple[Topic, ...], wish: Wish, sink: Sink) -> None:
+    def __init__(self, home: Home, topics: tuple[Topic, ...], wish: Wish, sink: Sink, access: Access | None = None) -> None:
+        self.access = access
+        """None where everybody may see everything."""
+        self._expiry: asyncio.TimerHandle | None = None
+        self._warned = False
         self._home = home
         self._hub = home.hub
         self.topics = topics
@@ -66,6 +78,9 @@ class Follower:
         self.ends_from = Position(0)
         """What ended before had begun anew."""
         sink.owner = self
+        if access:
+            access.begin(self.doubt)
+            self._mind_expiry(access)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "catching up" if self._catching_up else "live"
@@ -75,6 +90,15 @@ class Follower:
     def follows(self) -> Kind | None:
         """The kind of its topic, if it is one."""
         return self.topics[0].kind if len(self.topics) == 1 else None
+
+    @property
+    def subject(self) -> str | None:
+        return self.access.grant.subject if self.access else None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it has to ask first if it may be told anything."""
+        return self.access is not None and self.access.doubtful
 
     @property
     def located(self) -> bool:
@@ -111,6 +135,30 @@ class Follower:
             self._tell_reset(start.lost)
         if start.snapshot:
             self.tell("snapshot", msgspec.Raw(start.snapshot), cursor)
+        if self.access:
+            self._warn_in_time(self.access)
+
+    # Its access: in doubt, and at its end.
+
+    def doubt(self) -> None:
+        if self._catching_up is None and not self.closed:
+            self.lag()
+
+    def _mind_expiry(self, access: Access) -> None:
+        left = access.ends - time.time()
+        if left <= 0:
+            self.refuse(Unauthorized("the token has expired"))
+            return
+        self._warn_in_time(access)
+        notice = left - self._home.expiring
+        delay = min(notice if notice > 0 else left, TIMER_MOST)
+        self._expiry = asyncio.get_running_loop().call_later(delay, self._mind_expiry, access)
+
+    def _warn_in_time(self, access: Access) -> None:
+        """So that the client renews its token, and comes back with it."""
+        if self._greeted and not self._warned and access.ends - time.time() <= self._home.expiring:
+            self._warned = True
+            self.tell("expiring", {"expires_at": access.ends})
 
     def deliver(self, burst: Burst) -> None:
         """While it is live. When its sink is full it leaves the hub, and catches up once that has drained."""
@@ -222,9 +270,12 @@ class Follower:
         self.sink.write(self.view.wire.block(self.view.wire.bye(retry)))
         self.close(1012)
 
-    def fail(self, problem: str, code: int = 1011) -> None:
-        self.tell("error", {"error": problem, **self.wish.about})
-        self.close(code)
+    def fail(self, problem: str) -> None:
+        self.refuse(RowcastError(problem))
+
+    def refuse(self, error: RowcastError) -> None:
+        self.tell("error", {"error": str(error), "code": error.code, **self.wish.about})
+        self.close(error.websocket_code)
 
     def close(self, code: int = 1000) -> None:
         """No more events; the sink ends after what was written."""
@@ -237,6 +288,10 @@ class Follower:
         """The response has ended, whoever ended it."""
         self.close()
         self._home.remove(self)
+        if self.access:
+            self.access.end()
+        if self._expiry:
+            self._expiry.cancel()
         if self._catching_up is not None:
             self._catching_up.cancel()
 
@@ -280,7 +335,7 @@ class Follower:
     def batch(self, milliseconds: int) -> None:
         self._pause()
         self._window = self._home.window(milliseconds) if milliseconds else None
-        self.view = View.of(self.view.text, self.view.format, milliseconds > 0)
+        self.view = View.of(self.view.text, self.view.format, milliseconds > 0, self.view.granted)
 
     def _pause(self) -> None:
         """Its topics do not change while it is live."""

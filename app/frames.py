@@ -103,7 +103,7 @@ class OfTask(Wire):
     def told(self, type: str, data: bytes, cursor: Cursor | None = None) -> bytes:
         if type == "snapshot":
             return self._state(msgspec.json.decode(data)["job"], cursor)
-        return sse(type, data, cursor) if type in ("error", "bye") else b""
+        return sse(type, data, cursor) if type in ("error", "expiring", "bye") else b""
 
     def _state(self, job: dict[str, Any], cursor: Cursor | None) -> bytes:
         type, state = task(job)

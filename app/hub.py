@@ -6,6 +6,7 @@ from typing import Protocol
 
 from .burst import Burst
 from .events import Cursor, Event, Lineage, Position, Topic
+from .grounds import Grounds
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Hub:
         """Those that follow more than one topic, under each."""
         self._of_none: set[Subscriber] = set()
         """WebSockets that have yet to say what they want."""
+        self.grounds = Grounds()
         self.lineage = Lineage()
         self.position = Position(0)
         """The last event published: all up to here is in the log, and was offered to whoever is live."""
@@ -75,7 +77,19 @@ class Hub:
         return self._of_none.union(*self._live.values(), *self._of_several.values())
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Offer the next events, at least one, to the live subscribers of their topics."""
+        """Offer the next events, at least one, to the live subscribers of their topics. Where one of them puts
+        somebody's access in doubt, nothing after it is told to them before they have asked."""
+        done = 0
+        for n, event in enumerate(events, 1):
+            ground = event.unsettles
+            if ground is not None and ground in self.grounds:
+                self._publish(events[done:n])
+                self.grounds.shake(ground)
+                done = n
+        if done < len(events):
+            self._publish(events[done:])
+
+    def _publish(self, events: Sequence[Event]) -> None:
         by_topic: dict[Topic, list[Event]] = {}
         for event in events:
             for topic in event.topics:
@@ -131,3 +145,4 @@ class Hub:
         logger.warning("hub: the log does not go on where we were (%s); clients start anew at %d", reason, self.position)
         for subscriber in self._everybody():
             subscriber.reset(reason)
+        self.grounds.shake_all()  # whoever lost access meanwhile: what told of it may be gone, too

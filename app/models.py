@@ -86,6 +86,16 @@ class Session(Row, Base):
     owner_id: Mapped[str | None] = mapped_column(index=True)
 
 
+class ProjectMember(Base):
+    """Who may see a project."""
+
+    __tablename__ = "project_member"
+
+    project_id: Mapped[UUID] = mapped_column(ForeignKey("project.id", ondelete="CASCADE"), primary_key=True)
+    user_id: Mapped[str] = mapped_column(primary_key=True, index=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=sql("now()"))
+
+
 class Request(Row, Base):
     __tablename__ = "request"
     __table_args__ = (
@@ -247,3 +257,34 @@ class Subscription(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     position: Mapped[int]
     updated_at: Mapped[datetime] = mapped_column(server_default=sql("now()"))
+
+
+class Secret(Base):
+    """One row: the channel on which events go to the hubs. Anybody may LISTEN and NOTIFY on one that they can name,
+    so only the hub's role can read it."""
+
+    __tablename__ = "secret"
+    __table_args__ = {"schema": "rowcast"}
+
+    channel: Mapped[str] = mapped_column(primary_key=True)
+
+
+class Revocation(Base):
+    """Since when a `user:`, `token:` or `session:` is refused what was allowed before."""
+
+    __tablename__ = "revocation"
+    __table_args__ = {"schema": "rowcast"}
+
+    what: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=sql("clock_timestamp()"))
+
+
+class Ticket(Base):
+    """What a ticket stands for, until it is taken. Unlogged: after a crash it is empty, so that none is taken twice."""
+
+    __tablename__ = "ticket"
+    __table_args__ = (Index("ticket_expires_at_idx", "expires_at"), {"schema": "rowcast", "prefixes": ["UNLOGGED"]})
+
+    hash: Mapped[bytes] = mapped_column(primary_key=True)
+    claims: Mapped[dict[str, Any]]
+    expires_at: Mapped[datetime]

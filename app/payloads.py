@@ -125,7 +125,10 @@ OTHERS: dict[str, Type] = {
 # What a stream says of itself
 about: dict[str, Type] = {
     "session_id": Id | UnsetType, "project_id": Id | UnsetType, "job_id": Id | UnsetType, "topics": list[str] | UnsetType}
-Failure = struct("Failure", says="Something failed on our side, and the stream closes; or there is no such task.", error=str, **about)
+Code = Literal["invalid_frame", "invalid_parameter", "unauthorized", "forbidden", "not_found", "too_many", "given_up", "unavailable",
+    "internal"]
+Failure = struct("Failure", says="The stream closes: something failed on our side, or the token does not allow it (any more); or there is "
+    "no such task.", error=str, code=Code | UnsetType, **about)
 SessionState = struct("SessionState", says="`session` is null if there is none. The newest rows; `more` if some were left out.",
     cursor=Cursor, session=Session | None, requests=several(Request), jobs=several(JobWithSteps), messages=several(WholeMessage), more=bool)
 JobState = struct("JobState", says="`job` is null if there is none.", cursor=Cursor, job=Job | None, steps=several(Step), more=bool)
@@ -136,14 +139,15 @@ TOLD: dict[str, Type] = {
     "snapshot": SessionState | JobState,
     "reset": struct("Reset", says="What came after your cursor cannot be sent: read the state again.", reason=Lost, cursor=Cursor),
     "end": struct("End", cursor=Cursor, **about),
+    "expiring": struct("Expiring", says="The token ends then, and the stream with it: renew it, and come back with it.", expires_at=Epoch),
     "bye": struct("Bye", says="This process ends: come back after so many milliseconds.", retry=Size),
     "error": Failure,
 }
 """In all streams of events."""
 
-Code = Literal["invalid_frame", "invalid_parameter", "not_found", "given_up", "unavailable", "internal"]
 ANSWERED: dict[str, Type] = {
-    "error": Failure | struct("Refusal", says="A path or a frame that asks for what cannot be.", error=str, code=Code, id=Name | UnsetType),
+    "error": Failure | struct("Refusal", says="A path or a frame that asks for what cannot be.", error=str, code=Code,
+        parameter=str | UnsetType, id=Name | UnsetType),
     "subscribed": struct("Subscribed", says="It follows this topic now; `reset` says why its cursor could not be honoured.",
         topic=str, id=Name, reset=Lost | None),
     "unsubscribed": struct("Unsubscribed", topic=str, id=Name),
@@ -164,6 +168,7 @@ OF_TASK: dict[str, Type] = {
     "failed": task_state("TaskFailed", "failed"),
     "cancelled": task_state("TaskCancelled", "cancelled"),
     "error": Failure,
+    "expiring": TOLD["expiring"],
     "bye": TOLD["bye"],
 }
 """In the stream of one task, in the place of all others."""
@@ -179,8 +184,10 @@ PollAnswer = struct("PollAnswer", says="Ask again after `cursor`.",
     events=several(Event), cursor=Cursor, more=bool, reset=struct("Lost", reason=Lost) | None)
 CancelAnswer = struct("CancelAnswer", says="False if the task has ended.", id=Id, cancel_requested=bool)
 Ready = struct("Ready", status=Literal["ready"])
-NotReady = struct("NotReady", status=Literal["not ready"], cause=str)
-Error = struct("Error", says="`parameter` is there where one is to blame.", error=str, parameter=str | UnsetType)
+NotReady = struct("NotReady", says="The cause is for whoever may see everything.", status=Literal["not ready"], cause=str | UnsetType)
+TicketAsked = struct("TicketAsked", topics=several(str))
+Ticket = struct("Ticket", says="For one stream, to be opened within so many seconds.", ticket=str, expires_in=Size)
+Error = struct("Error", says="`parameter` is there where one is to blame.", error=str, code=Code | UnsetType, parameter=str | UnsetType)
 
 # fmt: on
 

@@ -162,11 +162,11 @@ def wants_reference_tables() -> bool:
     return settings.load(database_url="postgresql://").reference_tables == "on"
 
 
-def refuse_existing(*tables: str) -> None:
-    """In a migration: stop with one line if somebody else's tables have our names."""
+def refuse_existing(*names: str, way_out: str = "set ROWCAST_REFERENCE_TABLES=off to leave them alone") -> None:
+    """In a migration: stop with one line if somebody else's tables or indexes have our names."""
     found = op.get_bind().scalars(
         text("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname = ANY(:names) ORDER BY 1"),
-        {"names": list(tables)},
+        {"names": list(names)},
     )
-    if names := ", ".join(found):
-        raise ConfigurationError(f"tables named {names} exist already: set ROWCAST_REFERENCE_TABLES=off to leave them alone")
+    if taken := ", ".join(found):
+        raise ConfigurationError(f"tables or indexes named {taken} exist already: {way_out}")

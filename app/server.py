@@ -18,7 +18,7 @@ from . import takeover
 from .errors import ConfigurationError
 from .main import create_app
 from .process import Child, keep_running
-from .settings import Settings
+from .settings import Settings, is_loopback
 from .transports.websocket import FRAME_MOST
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def create_server(settings: Settings) -> Server:
         ws_max_size=FRAME_MOST,
         ws_ping_interval=None,  # a ping waits behind what a slow client has still to read, and would end it
         ws_per_message_deflate=False,  # a compressor a client: more memory than all the rest of it
+        forwarded_allow_ips=settings.proxies,
         backlog=BACKLOG,
         timeout_graceful_shutdown=LAST_GRACE,
         lifespan="on",
@@ -73,14 +74,9 @@ def create_server(settings: Settings) -> Server:
 
 
 def check_exposure(settings: Settings) -> None:
-    """Nothing is protected yet: beyond loopback only on request."""
-    loopback = settings.host == "localhost" or settings.host.startswith("127.") or settings.host == "::1"
-    if loopback:
-        return
-    if settings.no_auth:
+    """Where everybody may read everything, nobody else is to reach it."""
+    if settings.no_auth and not is_loopback(settings.host):
         raise ConfigurationError(f"--no-auth works on loopback only, not on {settings.host}")
-    if not settings.insecure:
-        raise ConfigurationError(f"everybody who reaches {settings.host} could read everything: set ROWCAST_INSECURE=1 if that is meant")
 
 
 def allow_files() -> None:
@@ -96,6 +92,7 @@ def allow_files() -> None:
 def serve(settings: Settings) -> None:
     """Until SIGTERM or SIGINT."""
     check_exposure(settings)
+    create_app(settings)  # says what is wrong before anything is bound, and before workers would each say the same
     allow_files()
     sock = bind(settings.host, settings.port)
     host, port = sock.getsockname()[:2]
@@ -152,4 +149,6 @@ def _environment(settings: Settings) -> dict[str, str]:
     """Settings as given here, for a process that reads them again."""
     given = settings.model_dump(exclude_none=True)
     url = given.pop("database_url")
+    if settings.key is not None:
+        given["key"] = settings.key.get_secret_value()
     return {"DATABASE_URL": url, **{f"ROWCAST_{name.upper()}": str(value) for name, value in given.items()}}

@@ -34,8 +34,11 @@ class Target:
     after: str | None = None
     since: str | None = None
     until_end: bool | None = None
+    token: str | None = None
 
     def __post_init__(self) -> None:
+        if self.token and not (self.token.isascii() and self.token.isprintable()):
+            raise ConfigurationError("the token is none: it has characters that no token has")
         named = [_topic(topic) for topic in self.topics]
         self.kinds = [kind for kind, _ in named]
         alone = self.kinds[0] if len(named) == 1 else ""
@@ -79,7 +82,7 @@ def tail(target: Target, as_json: bool) -> int:
     picture = None if as_json or not _terminal() else Picture(Console(highlight=False))
     # Drawing each of many small changes would only fall behind.
     address = target.address + ("&batch=50" if picture and not target.task else "")
-    source = EventSource(address, target.after, picture.note if picture else _note)
+    source = EventSource(address, target.after, picture.note if picture else _note, target.token)
     show: Callable[[Frame], None] = picture.show if picture else _json if as_json else _line
     try:
         with picture or nullcontext():

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import ClientDisconnected
@@ -19,6 +20,11 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.http11 import Request
 
 from .sinks import SocketSink, WebSocketSink
+
+HEAD_MOST = 65_536
+"""Bytes of all that comes before the body of a request."""
+HEADER_MOST, HEADERS_MOST = 8000, 100
+"""Bytes of one header, and how many there may be: beyond what the WebSocket library takes it does not even answer."""
 
 PINGS = 50
 """At most so many in what is read at once."""
@@ -55,10 +61,41 @@ class Offer:
 
 
 class Protocol(HttpToolsProtocol):
-    """Offers each request its socket."""
+    """Offers each request its socket. The head of a request is bounded, which it is nowhere else."""
+
+    _head = 0
+    """Bytes of a head that is not complete yet."""
+    _is_too_large = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._head >= 0:
+            self._head += len(data)
+        super().data_received(data)
+        if self._head > HEAD_MOST and not self.transport.is_closing():
+            self.send_400_response(f"The head of the request is longer than {HEAD_MOST} bytes.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head = max(self._head, 0)
+        self._is_too_large = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._is_too_large = self._is_too_large or len(name) + len(value) > HEADER_MOST or len(self.headers) > HEADERS_MOST
+
+    def on_headers_complete(self) -> None:
+        self._head = -1
+        super().on_headers_complete()
+
+    def _should_upgrade(self) -> bool:
+        return not self._is_too_large and super()._should_upgrade()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        super()._start_asgi_task(cycle, offering(app, Offer(self, cycle)))  # type: ignore[arg-type]
+        offered = headers_too_large if self._is_too_large else offering(app, Offer(self, cycle))
+        super()._start_asgi_task(cycle, offered)  # type: ignore[arg-type]
+
+
+headers_too_large = PlainTextResponse("A header is too long, or there are too many.", 431)
 
 
 def offering(app: ASGIApp, offer: Offer) -> ASGIApp:

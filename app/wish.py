@@ -14,13 +14,11 @@ Reason = Literal["new", "resumed", "truncated", "reset"]
 class Admission(Protocol):
     """Whether a client may be told of what it asked for, where that is not known in advance."""
 
-    refusal: str
-
     def doubts(self, events: Sequence[Event]) -> bool:
         """Whether to ask, anew, before these are told."""
 
-    async def ask(self) -> bool:
-        """False: nothing more may be told."""
+    async def ask(self) -> None:
+        """A RowcastError: nothing more may be told."""
 
     def told(self, events: Sequence[Event]) -> list[Event]:
         """Those that may be told, once that was asked."""

@@ -15,7 +15,7 @@ from side_by_side import Database, Row, grid, medians, parser, run, say, settle,
 
 BY_SSE = ["hot", "topics", "flood", "sustained", "idle", "replay", "storm", "stuck", "workers"]
 ALL = [*BY_SSE, "websocket", "websocket-idle", "many", "subscribe"]
-PEERS = ["Rowcast", "Rowcast over ASGI", "C floor", "nchan", "broadcaster", "NATS"]
+PEERS = ["Rowcast", "Rowcast with tokens", "Rowcast over ASGI", "C floor", "nchan", "broadcaster", "NATS"]
 SLOW = {"broadcaster"}
 """What they cost is known after one round."""
 

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from rowcast import tokens
 from rowcast.process import end_with_parent
+from rowcast.settings import Settings
 from side_by_side import APPEND, PATIENCE, Database, hub, say
 
 HERE = Path(__file__).parent
@@ -104,8 +106,11 @@ def present(name: str) -> bool:
 @asynccontextmanager
 async def running(name: str, database: Database) -> AsyncIterator[Hub]:
     if name.startswith("Rowcast"):
-        async with hub(database, asgi="ASGI" in name, workers=2 if "2 workers" in name else 1) as served:
+        key = tokens.new_secret() if "with tokens" in name else None
+        async with hub(database, asgi="ASGI" in name, workers=2 if "2 workers" in name else 1, key=key) as served:
             path = f"/api/sse/{SESSION}?from=now"
+            if key:  # who is told by the database what it belongs to, as by ownership
+                path += "&token=" + tokens.make(Settings(database_url="postgresql://", key=key), "load", {"sessions": ["*"]}, 36_000)
             yield Hub(name, urlsplit(served.url).port or 0, path, served.pid, APPENDED, "{s}", "{mark}{pad}")
         return
     port = _free_port()

@@ -214,13 +214,20 @@ cli.main()
 """
 
 
+# All the load comes from one address, as one user, to one session.
+NO_LIMITS = {f"ROWCAST_{name}": "1000000" for name in ("CONNECTIONS", "USER_CONNECTIONS", "SESSION_CONNECTIONS")} | {
+    "ROWCAST_HANDSHAKES": "0"
+}
+
+
 @asynccontextmanager
-async def hub(database: Database, asgi: bool = False, workers: int = 1) -> AsyncIterator[Served]:
-    """`rowcast serve` as a child, until it was ready."""
+async def hub(database: Database, asgi: bool = False, workers: int = 1, key: str | None = None) -> AsyncIterator[Served]:
+    """`rowcast serve` as a child, until it was ready. With a key, a token is taken in the query, which the load sends."""
+    shown = {"ROWCAST_KEY": key, "ROWCAST_QUERY_TOKEN": "1"} if key else {"ROWCAST_NO_AUTH": "1"}
     with tempfile.TemporaryFile("w+") as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, *(("-c", OVER_ASGI) if asgi else ("-m", "rowcast.cli")), "serve", "--port", "0", "--no-auth"),
-            env={**os.environ, "DATABASE_URL": database.url, "ROWCAST_WORKERS": str(workers)},
+            *(sys.executable, *(("-c", OVER_ASGI) if asgi else ("-m", "rowcast.cli")), "serve", "--port", "0"),
+            env={**os.environ, **NO_LIMITS, **shown, "DATABASE_URL": database.url, "ROWCAST_WORKERS": str(workers)},
             stderr=log,
             preexec_fn=end_with_parent(signal.SIGTERM),
         )

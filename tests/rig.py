@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
+import jwt
 from rowcast import server
 from rowcast.embedded import EmbeddedPostgres
 from rowcast.main import Rowcast
@@ -125,14 +127,15 @@ class Stream:
         self._buffer = b""
 
     @classmethod
-    async def open(cls, url: str, after: str | None = None, method: str = "GET", limit: int | None = None) -> "Stream":
+    async def open(cls, url: str, after: str | None = None, method: str = "GET", limit: int | None = None, **headers: str) -> "Stream":
         parts = urlsplit(url)
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=limit or 2**20)
         stream = cls(reader, writer)
         stream.last_id = after
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         header = f"Last-Event-ID: {after}\r\n" if after else ""
-        writer.write(f"{method} {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept: text/event-stream\r\n{header}\r\n".encode())
+        header += _lines({"Accept": "text/event-stream", **headers})
+        writer.write(f"{method} {target} HTTP/1.1\r\nHost: {parts.netloc}\r\n{header}\r\n".encode())
         try:
             stream.status = int((await reader.readline()).split()[1])
             while line := (await reader.readline()).decode().strip():
@@ -252,13 +255,21 @@ class Stream:
         self.close()
 
 
+def _lines(headers: dict[str, str]) -> str:
+    return "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+
+
 async def get(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
     """One ordinary request, over a connection of its own."""
+    return await call("GET", url, **headers)
+
+
+async def call(method: str, url: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, str], bytes]:
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
-    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-    writer.write(f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n{lines}\r\n".encode())
+    lines = _lines({"Host": parts.netloc, "Connection": "close", **({"Content-Length": str(len(body))} if body else {}), **headers})
+    writer.write(f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + body)
     try:
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     finally:
@@ -267,7 +278,30 @@ async def get(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
     return int(first.split()[1]), {line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in rest}, body
 
 
-SETTINGS: dict[str, Any] = {"port": 0, "keepalive": 0.2, "heartbeat": 1.0, "tick": 1.0, "drain": 5.0}
+SECRET = "a secret of the tests, long enough"
+
+
+def token(subject: str = "alice", allowed: dict[str, Any] | None = None, lives: float = 600, key: Any = SECRET, **claims: Any) -> str:
+    """A token. `allowed` is what it names; without, ownership decides."""
+    now = time.time()
+    named = {} if allowed is None else {"rowcast": allowed}
+    algorithm = claims.pop("algorithm", "HS256")
+    header = claims.pop("header", None)
+    given = {"sub": subject, "iat": now, "exp": now + lives, **named, **claims}
+    return jwt.encode({name: value for name, value in given.items() if value is not None}, key, algorithm, header)
+
+
+def bearer(*arguments: Any, **claims: Any) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token(*arguments, **claims)}"}
+
+
+SETTINGS: dict[str, Any] = {"port": 0, "keepalive": 0.2, "heartbeat": 1.0, "tick": 1.0, "drain": 5.0, "handshakes": 0}
+KEYS = {"key", "key_files", "jwks_url"}
+
+
+def settled(settings: dict[str, Any]) -> dict[str, Any]:
+    """With what tests want by default. Without a key everybody is let in."""
+    return {**SETTINGS, "no_auth": not KEYS & settings.keys(), **settings}
 
 
 class Sinks:
@@ -281,7 +315,7 @@ class Hub:
     """A hub inside the test's process, on a real socket."""
 
     def __init__(self, database: str, **settings: Any) -> None:
-        self.settings = Settings(_env_file=None, database_url=database, **{**SETTINGS, **settings})  # type: ignore[call-arg]
+        self.settings = Settings(_env_file=None, database_url=database, **settled(settings))  # type: ignore[call-arg]
         self._server = server.create_server(self.settings)
         if Sinks.asgi:
             self._server.config.http = "httptools"
@@ -315,6 +349,17 @@ class Hub:
     async def follow(self, session: str, last_event_id: str | None = None, **query: str) -> Stream:
         return await Stream.open(self.sse(session, **query), last_event_id)
 
+    async def open(self, path: str, shown: str | None = None, after: str | None = None, **headers: str) -> Stream:
+        """A stream of any path, for whoever shows this token."""
+        given = {"Authorization": f"Bearer {shown}"} if shown else {}
+        return await Stream.open(self.url + path, after, **given, **headers)
+
+    async def call(self, method: str, path: str, shown: str | None = None, body: bytes = b"", **headers: str) -> tuple[int, Any]:
+        """The status, and what the answer holds."""
+        given = {"Authorization": f"Bearer {shown}"} if shown else {}
+        status, got, answer = await call(method, self.url + path, body, **given, **headers)
+        return status, json.loads(answer) if got.get("content-type") == "application/json" else answer
+
     def sse(self, session: str, **query: str) -> str:
         return f"{self.url}/api/sse/{session}{_query(query)}"
 
@@ -341,7 +386,7 @@ class HubProcess:
     _reader: "asyncio.Task[None] | None" = None
 
     async def start(self) -> "HubProcess":
-        given = {**SETTINGS, **self.settings}
+        given = settled(self.settings)
         environment = {**os.environ, "DATABASE_URL": self.database, **{f"ROWCAST_{k.upper()}": str(v) for k, v in given.items()}}
         program = ["-c", Sinks.PLAIN] if self.asgi else ["-m", "rowcast.cli"]
         self.process = await asyncio.create_subprocess_exec(

@@ -11,7 +11,7 @@ import pytest
 from rowcast import __version__
 from rowcast.settings import Settings, load
 
-from .rig import Stream, Writer
+from .rig import SECRET, Stream, Writer
 
 
 async def rowcast(*arguments: str, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
@@ -36,8 +36,31 @@ async def rowcast(*arguments: str, cwd: Path | None = None, **environment: str) 
         ({"DATABASE_URL": "postgresql://h:abc/db"}, "DATABASE_URL: "),
         ({"DATABASE_URL": "postgresql://[bad/db"}, "DATABASE_URL: "),
         ({"DATABASE_URL": "postgresql://", "ROWCAST_LISTEN_URL": "redis://secret"}, "ROWCAST_LISTEN_URL: must begin"),
-        ({"DATABASE_URL": "postgresql://", "ROWCAST_HOST": "0.0.0.0"}, "ROWCAST_INSECURE=1"),
-        ({"DATABASE_URL": "postgresql://", "ROWCAST_HOST": "192.0.2.1", "ROWCAST_INSECURE": "1"}, "cannot bind 192.0.2.1:8000"),
+        ({"DATABASE_URL": "postgresql://", "ROWCAST_HOST": "0.0.0.0", "ROWCAST_NO_AUTH": "1"}, "--no-auth works on loopback only"),
+        ({"DATABASE_URL": "postgresql://", "ROWCAST_HOST": "192.0.2.1", "ROWCAST_KEY": SECRET}, "cannot bind 192.0.2.1:8000"),
+        ({"DATABASE_URL": "postgresql://"}, "there is no key to check tokens with"),
+        ({"DATABASE_URL": "postgresql://", "ROWCAST_WORKERS": "2"}, "there is no key to check tokens with"),
+        ({"DATABASE_URL": "postgresql://", "ROWCAST_KEY": "too secret"}, "ROWCAST_KEY: a secret has 32 bytes or more, not 10"),
+        ({"DATABASE_URL": "postgresql://", "ROWCAST_KEY": SECRET, "ROWCAST_NO_AUTH": "1"}, "take away one of them"),
+        (
+            {"DATABASE_URL": "postgresql://", "ROWCAST_KEY_FILES": "secret.txt".replace("secret", "no")},
+            "ROWCAST_KEY_FILES: no.txt: No such file",
+        ),
+        ({"DATABASE_URL": "postgresql://", "ROWCAST_JWKS_URL": "http://example.com/keys"}, "ROWCAST_JWKS_URL: must begin with https://"),
+        ({"DATABASE_URL": "postgresql://", "ROWCAST_JWKS_URL": "file:///etc/passwd"}, "ROWCAST_JWKS_URL: must begin with https://"),
+        ({"DATABASE_URL": "postgresql://", "ROWCAST_KEY": SECRET, "ROWCAST_ORIGINS": "*"}, "ROWCAST_ORIGINS: are named one by one"),
+        (
+            {"DATABASE_URL": "postgresql://", "ROWCAST_KEY": SECRET, "ROWCAST_ORIGINS": "https://a.b/c"},
+            "ROWCAST_ORIGINS: are like https://app.example.com",
+        ),
+        (
+            {"DATABASE_URL": "postgresql://", "ROWCAST_KEY": SECRET, "ROWCAST_AUTHORIZE": "nothing:at_all"},
+            "ROWCAST_AUTHORIZE: nothing:at_all: ",
+        ),
+        (
+            {"DATABASE_URL": "postgresql://", "ROWCAST_KEY": SECRET, "ROWCAST_AUTHORIZE": "json:__name__"},
+            "ROWCAST_AUTHORIZE: json:__name__ is no function",
+        ),
     ],
 )
 async def test_a_wrong_setting_is_one_line_that_names_it(environment: dict[str, str], names: str, tmp_path: Path) -> None:
@@ -45,7 +68,9 @@ async def test_a_wrong_setting_is_one_line_that_names_it(environment: dict[str, 
     assert status == 2
     assert names in output
     assert len(output.splitlines()) == 1, output
-    assert "secret" not in output
+    assert SECRET not in output
+    assert "too secret" not in output
+    assert "//secret" not in output
 
 
 async def test_migrate(empty_database: str, tmp_path: Path, project_root: Path) -> None:
@@ -75,12 +100,17 @@ async def test_a_database_that_is_away_is_one_line(tmp_path: Path) -> None:
 async def test_doctor(database: str, writer: Writer, tmp_path: Path) -> None:
     status, output = await rowcast("doctor", cwd=tmp_path, DATABASE_URL=database)
     assert status == 0, output
-    assert "triggers: 16 in place" in output
-    await writer.db.execute("ALTER TABLE message DISABLE TRIGGER rowcast_update; DROP TRIGGER rowcast_insert ON job")
+    assert "triggers: 20 in place" in output
+    await writer.db.execute(
+        """ALTER TABLE message DISABLE TRIGGER rowcast_update; DROP TRIGGER rowcast_insert ON job;
+           ALTER TABLE session DISABLE TRIGGER rowcast_access_update; DROP TRIGGER rowcast_access_delete ON project_member"""
+    )
     status, output = await rowcast("doctor", cwd=tmp_path, DATABASE_URL=database)
     assert status == 1
     assert "message.rowcast_update is disabled" in output
-    assert "job.rowcast_insert is missing" in output
+    assert "job.rowcast_insert is missing; changes are not seen" in output
+    assert "session.rowcast_access_update is disabled; whoever loses access goes on reading" in output
+    assert "project_member.rowcast_access_delete is missing" in output
 
 
 async def test_dev_starts_everything_and_survives_the_death_of_its_hub(tmp_path: Path) -> None:
@@ -91,21 +121,23 @@ async def test_dev_starts_everything_and_survives_the_death_of_its_hub(tmp_path:
         env=clean, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     assert process.stdout
-    url, pids = "", []
+    url, token, pids = "", "", []
     while len(pids) < 1:
         line = (await process.stdout.readline()).decode()
         assert line, "it ended"
         url = found[0] if (found := re.search(r"http://[\d.:]+", line)) else url
+        token = found[1] if (found := re.search(r"ROWCAST_TOKEN=(\S+)", line)) else token
         pids += re.findall(r"hub is process (\d+)", line)
     session = "00000000-0000-4000-8000-000000000001"
-    stream = await Stream.open(f"{url}/api/sse/{session}")
+    shown = {"Authorization": f"Bearer {token}"}
+    stream = await Stream.open(f"{url}/api/sse/{session}", **shown)
     text = {}
     cursor = None
     for event in [*await stream.until("message.delta"), *await stream.until("message.delta")]:
         cursor = event.id
     os.kill(int(pids[0]), signal.SIGKILL)
     stream.abort()
-    again = await Stream.open(f"{url}/api/sse/{session}", cursor)  # waits in the backlog
+    again = await Stream.open(f"{url}/api/sse/{session}", cursor, **shown)  # waits in the backlog
     events = await again.until("message.completed")
     assert events[0].data["resumed"] is True
     for event in events:

@@ -34,7 +34,7 @@ from rowcast.main import create_app
 from rowcast.models import Base
 from rowcast.settings import Settings
 
-from .rig import Hub, Writer
+from .rig import SECRET, Hub, Writer, token
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -158,6 +158,8 @@ def environment(database: str, folder: Path) -> dict[str, str]:
         "PATH": os.pathsep.join(path),
         "DATABASE_URL": database,
         "ROWCAST_PORT": "0",
+        "ROWCAST_KEY": SECRET,
+        "ROWCAST_TOKEN": token("reader", {"rights": ["admin"]}),
         "UVICORN_PORT": "0",
         "PSQLRC": str(folder / "psqlrc"),
         "PYTHONUNBUFFERED": "1",
@@ -173,11 +175,15 @@ def embedded_programs() -> str:
 
 @pytest.mark.skipif(os.name != "posix", reason="the blocks are for a shell")
 @pytest.mark.parametrize("page", [page for page in PAGES if "```sh" in page.read_text()], ids=name_of)
-async def test_what_a_page_says_to_run_runs(page: Path, hub: Hub, folder: Path, environment: dict[str, str]) -> None:
+async def test_what_a_page_says_to_run_runs(page: Path, database: str, folder: Path, environment: dict[str, str]) -> None:
     for program in ("bash", "curl"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is missing")
-    running = Page(folder, environment, hub.url)
+    async with Hub(database, key=SECRET) as hub:
+        await run_page(Page(folder, environment, hub.url), page)
+
+
+async def run_page(running: Page, page: Path) -> None:
     try:
         for block in BLOCK.finditer(read(name_of(page))):
             await running.run(block)
@@ -320,7 +326,7 @@ def routes_of(route: Any, prefix: str) -> Iterator[str]:
 
 
 def test_routes_are_documented() -> None:
-    application = create_app(Settings(_env_file=None, database_url="postgresql://"))
+    application = create_app(Settings(_env_file=None, database_url="postgresql://", no_auth=True))
     listed = set(re.findall(r"`(?:GET|POST|WS) (/\S*)`", read("docs/protocol.md") + read("docs/operations.md")))
     assert set(routes(application.routes)) == listed
 

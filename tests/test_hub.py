@@ -5,11 +5,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from rowcast.access import Access, Authority
 from rowcast.burst import VIEWS, Burst, View
+from rowcast.errors import Forbidden
 from rowcast.events import Cursor, Event, Lineage, Position, Topic, Types
 from rowcast.feed import Feed
 from rowcast.follower import Follower
+from rowcast.grant import Grant
 from rowcast.hub import Hub
+from rowcast.limits import Limits
 from rowcast.log import Batch, Bounds, Log
 from rowcast.sinks import AsgiSink
 from rowcast.wish import Wish
@@ -47,7 +51,7 @@ class Shelf:
 class World:
     def __init__(self, limit: int = 10**6) -> None:
         self.hub, self.shelf = Hub(), Shelf()
-        self.feed = Feed(self.hub, self.shelf, None, timedelta(minutes=5), 100, 1.0)  # type: ignore[arg-type]
+        self.feed = Feed(self.hub, self.shelf, None, Limits(9, 9, 9, 0), timedelta(minutes=5), 100, 1.0, 60.0)  # type: ignore[arg-type]
         self.hub.identify(Lineage([Cursor(EPOCH, Position(0))]), Position(0))
         self.limit = limit
 
@@ -56,8 +60,8 @@ class World:
             self.shelf.events.append(event(position))
             self.hub.publish([self.shelf.events[-1]])
 
-    def follow(self, after: int) -> Follower:
-        return self.feed.follow(TOPIC, Wish(after=Cursor(EPOCH, Position(after))), AsgiSink(self.limit))
+    def follow(self, after: int, access: Access | None = None) -> Follower:
+        return self.feed.follow(TOPIC, Wish(after=Cursor(EPOCH, Position(after))), AsgiSink(self.limit), access)
 
 
 def told(follower: Follower) -> list[str]:
@@ -131,10 +135,118 @@ async def test_one_that_read_ahead_of_the_hub_gets_nothing_twice() -> None:
     follower.gone()
 
 
+class Gate(Authority):
+    """Lets in until it is told not to, and asks for as long as a test wants."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(None, world.hub.grounds, None, 0.0)  # type: ignore[arg-type]
+        self.open = True
+        self.asked = 0
+        self.during_ask: Any = None
+
+    async def examine(self, *_: Any) -> frozenset[str]:
+        self.asked += 1
+        allowed = self.open  # as a database answers: what was so when it was asked
+        await asyncio.sleep(0)
+        if self.during_ask:
+            self.during_ask()
+        if not allowed:
+            raise Forbidden("no")
+        return frozenset(("session:s", "user:alice"))
+
+    def shut(self) -> None:
+        self.open, self.during_ask = False, None
+        self._shaken()
+
+    def _shaken(self) -> None:
+        self.grounds.shake("user:alice")
+
+
+GRANT = Grant("alice", frozenset(("stream",)))
+
+
+def types_of(follower: Follower) -> list[str]:
+    assert isinstance(follower.sink, AsgiSink)
+    text = b"".join(follower.sink._pending).decode()
+    return [line.removeprefix("event: ") for line in text.split("\n") if line.startswith("event: ")]
+
+
+async def test_nothing_is_told_of_what_was_read_while_access_was_lost() -> None:
+    world = World()
+    gate = Gate(world)
+    access = Access(gate, GRANT, [TOPIC])
+    await access.ask()
+    world.publish(1, 2, 3)
+    world.shelf.during_read = gate.shut
+    follower = world.follow(after=0, access=access)
+    await settle()
+    assert types_of(follower) == ["error"]
+    assert follower.closed
+    follower.gone()
+    assert not world.hub.grounds._resting
+
+
+async def test_what_changes_while_it_is_asked_is_asked_again() -> None:
+    world = World()
+    gate = Gate(world)
+    access = Access(gate, GRANT, [TOPIC])
+    gate.during_ask = gate.shut
+    await access.ask()
+    assert access.doubtful, "the answer was of before"
+    follower = world.follow(after=0, access=access)
+    world.publish(1)
+    await settle()
+    assert types_of(follower) == ["error"]
+    assert gate.asked == 2
+    follower.gone()
+
+
+async def test_what_changes_before_a_client_is_there_is_asked_again() -> None:
+    """Between the answer that let it in, and its first frame."""
+    world = World()
+    gate = Gate(world)
+    access = Access(gate, GRANT, [TOPIC])
+    await access.ask()
+    assert not access.doubtful
+    gate.shut()
+    assert not access.doubtful, "nobody listens yet"
+    world.publish(1)
+    follower = world.follow(after=0, access=access)
+    await settle()
+    assert types_of(follower) == ["error"]
+    follower.gone()
+
+
+async def test_a_live_client_in_doubt_goes_on_where_it_was() -> None:
+    world = World()
+    gate = Gate(world)
+    access = Access(gate, GRANT, [TOPIC])
+    await access.ask()
+    follower = world.follow(after=0, access=access)
+    seen: list[str] = []
+    taking = asyncio.create_task(take(follower, seen))
+    await settle()
+    assert world.hub.is_live(follower)
+    for n in range(1, 6):
+        gate._shaken()
+        assert not world.hub.is_live(follower)
+        world.publish(n)
+    await settle()
+    assert seen == ["1", "2", "3", "4", "5"]
+    assert world.hub.is_live(follower)
+    world.hub.grounds.shake("user:bob")
+    world.hub.grounds.shake("session:t")
+    assert world.hub.is_live(follower), "that was somebody else's"
+    follower.gone()
+    await taking
+    assert not world.hub.grounds._resting
+    assert not world.hub.grounds._asking
+
+
 async def test_what_comes_together_is_written_once_for_each_view() -> None:
     world = World()
     views = [View.of(), View.of("z.*"), View.of("*", "message"), View.of(), View.of("x.y")]
-    followers = [world.feed.follow(TOPIC, Wish(since="now", view=view), AsgiSink(10**6)) for view in views]
+    followers = [world.feed.follow(TOPIC, Wish(since="now", view=view), AsgiSink(10**6), None) for view in views]
     await settle()
     before = [list(follower.sink._pending) for follower in followers]  # type: ignore[attr-defined]
     world.hub.publish([event(1), event(2), event(3)])

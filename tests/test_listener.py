@@ -1,6 +1,7 @@
 """The LISTEN connection: what it loses, what it finds again."""
 
 import asyncio
+import json
 from contextlib import suppress
 from urllib.parse import urlsplit, urlunsplit
 
@@ -10,9 +11,15 @@ import pytest
 from rowcast import listener, schema
 from rowcast.embedded import EmbeddedPostgres
 
-from .rig import Hub, Writer, get, on_database, postgres, until
+from .rig import Hub, Stream, Writer, get, on_database, postgres, until
+from .test_sequence import secret
 
 KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'rowcast listener' AND datname = current_database()"
+
+
+async def notify(writer: Writer, channel: str, payload: str) -> None:
+    """As any role can that has the channel's name."""
+    await writer.db.execute("SELECT pg_notify($1, $2)", channel, payload)
 
 
 class Wire:
@@ -139,6 +146,8 @@ async def test_a_lost_notification_costs_latency_and_no_event(hub: Hub, writer: 
         '{"epoch": 1}',
         '{"epoch": "00000000", "position": 1, "payload": {}}',
         '{"epoch": "EPOCH", "upto": 1000000}',
+        '{"epoch": "EPOCH", "upto": 100000000000000000}',
+        '{"epoch": "EPOCH", "upto": -5}',
         '{"epoch": "EPOCH", "position": 999999, "type": "x"}',
         '{"epoch": "EPOCH", "position": -5, "type": "x", "payload": {}}',
     ],
@@ -148,7 +157,8 @@ async def test_a_notification_that_is_not_ours_changes_nothing(hub: Hub, writer:
     stream = await hub.follow(session)
     await stream.until("caught_up")
     await writer.message(session, "before")
-    await writer.db.execute("SELECT pg_notify('rowcast', $1)", forged.replace("EPOCH", hub.rowcast.hub.lineage.epoch))
+    for channel in (await secret(writer.db), "rowcast"):
+        await notify(writer, channel, forged.replace("EPOCH", hub.rowcast.hub.lineage.epoch))
     await writer.message(session, "after")
     seen = [(await stream.expect("agent.message.appended"))[0].data["message"]["text"] for _ in range(2)]
     assert seen == ["before", "after"]
@@ -275,12 +285,13 @@ async def promote(standby: EmbeddedPostgres, session: str, cursor: str, lost: st
 
 
 async def test_a_forged_far_position_hides_nothing(hub: Hub, writer: Writer) -> None:
+    channel = await secret(writer.db)
     session = await writer.session()
     stream = await hub.follow(session)
     await stream.until("caught_up")
     for n in range(30):
         forged = f'{{"epoch": "{hub.rowcast.hub.lineage.epoch}", "upto": 1000000}}'
-        await writer.db.execute("SELECT pg_notify('rowcast', $1)", forged)
+        await notify(writer, channel, forged)
         await writer.message(session, str(n))
         event = await stream.next(patience=5)
         assert event is not None
@@ -295,3 +306,178 @@ async def test_the_isolation_of_the_database_does_not_matter(database: str, writ
             await stream.until("caught_up")
             await writer.message(session)
             await stream.expect("agent.message.appended")
+
+
+FORGED = {"position": "NEXT", "type": "agent.message.appended", "session_id": "SESSION", "payload": {"message": {"text": "forged"}}}
+FORGERIES: list[dict[str, object]] = [
+    FORGED,
+    {**FORGED, "upto": 10**17},
+    {**FORGED, "position": 10**17},
+    {**FORGED, "position": -1},
+    {"upto": 10**17},
+    {"upto": 10**30},
+    {"upto": -(10**17)},
+    {"position": 10**17},
+]
+
+
+def forgery(forged: dict[str, object], hub: Hub, session: str) -> str:
+    text = json.dumps({"epoch": hub.rowcast.hub.lineage.epoch, **forged})
+    return text.replace('"NEXT"', str(hub.rowcast.hub.position + 1)).replace("SESSION", session)
+
+
+async def following(hub: Hub, session: str) -> Stream:
+    stream = await hub.follow(session)
+    await stream.until("caught_up")
+    return stream
+
+
+@pytest.mark.parametrize("older", [False, True])
+async def test_what_is_forged_on_the_name_that_everybody_knows_reaches_nobody(database: str, writer: Writer, older: bool) -> None:
+    """Nothing of it is told, nothing is skipped, and the next event arrives whole; also with a schema one version older,
+    which sends all there."""
+    if older:
+        await schema.migrate(database, "0005")
+    async with Hub(database, heartbeat=30.0) as hub:
+        session = await writer.session()
+        stream = await following(hub, session)
+        for n, forged in enumerate(FORGERIES, 1):
+            await until(lambda n=n: hub.rowcast.hub.position == n - 1)  # type: ignore[misc]
+            await notify(writer, "rowcast", forgery(forged, hub, session))
+            await writer.message(session, str(n), metadata='{"whole": true}')
+            (event,) = await stream.expect("agent.message.appended")
+            assert (event.position, event.data["message"]["text"], event.data["message"]["metadata"]) == (n, str(n), {"whole": True})
+        assert hub.rowcast.listener.dropped == 0
+        assert hub.rowcast.listener.reconnects == 0
+
+
+async def test_a_flood_of_forged_hints_costs_few_questions(database: str, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    await schema.migrate(database, "0005")
+    looks = 0
+    look = listener.Listener._look
+
+    async def counted(self: listener.Listener, connection: asyncpg.Connection) -> bool:
+        nonlocal looks
+        looks += 1
+        return await look(self, connection)
+
+    monkeypatch.setattr(listener.Listener, "_look", counted)
+    async with Hub(database, heartbeat=30.0) as hub:
+        session = await writer.session()
+        stream = await following(hub, session)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        for _ in range(500):
+            await notify(writer, "rowcast", forgery({"upto": 10**17}, hub, session))
+        await writer.message(session, "real")
+        await stream.expect("agent.message.appended")
+        assert looks <= 3 + (clock() - began) / listener.DOUBT_PAUSE
+
+
+async def test_a_schema_one_version_older_is_served_live(database: str, writer: Writer) -> None:
+    """By hints, and not by the heartbeat."""
+    await schema.migrate(database, "0005")
+    async with Hub(database, heartbeat=60.0) as hub:
+        session = await writer.session()
+        stream = await following(hub, session)
+        for n in range(50):
+            await writer.message(session, str(n))
+        await writer.db.execute("INSERT INTO message (session_id, text) SELECT $1::uuid, n::text FROM generate_series(50, 2999) n", session)
+        seen = [(await stream.expect("agent.message.appended"))[0].data["message"]["text"] for _ in range(3000)]
+        assert seen == [str(n) for n in range(3000)]
+
+
+async def test_an_upgrade_and_a_downgrade_lose_nothing(database: str, writer: Writer) -> None:
+    """Under a hub that listens where events were sent before."""
+    async with Hub(database, heartbeat=0.3) as hub:
+        session = await writer.session()
+        stream = await following(hub, session)
+        for target in ("0005", "head", "0005", "head"):
+            before = hub.rowcast.listener.reconnects
+            await schema.migrate(database, target)
+            for text in (f"at once {target}", f"later {target}"):
+                await writer.message(session, text)
+                (event,) = await stream.expect("agent.message.appended")
+                assert event.data["message"]["text"] == text
+                await until(lambda before=before: hub.rowcast.listener.reconnects > before)  # type: ignore[misc]
+                await until(lambda: hub.rowcast.trouble is None)
+
+
+async def test_a_secret_that_is_changed_while_it_listens(database: str, writer: Writer) -> None:
+    async with Hub(database, heartbeat=0.3) as hub:
+        session = await writer.session()
+        stream = await following(hub, session)
+        known = await secret(writer.db)
+        await writer.db.execute("UPDATE rowcast.secret SET channel = 'rowcast_' || replace(gen_random_uuid()::text, '-', '')")
+        await writer.message(session, "on the new one")
+        (event,) = await stream.expect("agent.message.appended")
+        assert event.data["message"]["text"] == "on the new one"
+        await until(lambda: hub.rowcast.listener.reconnects == 1 and hub.rowcast.trouble is None)
+        await notify(writer, known, forgery(FORGED, hub, session))
+        await writer.message(session, "live")
+        (event,) = await stream.expect("agent.message.appended")
+        assert event.data["message"]["text"] == "live"
+
+
+async def test_a_secret_that_is_gone_is_missed(database: str, writer: Writer) -> None:
+    known = await secret(writer.db)
+    await writer.db.execute("DELETE FROM rowcast.secret")
+    hub = Hub(database)
+    try:
+        await hub.start(ready=False)
+        await until(lambda: "rowcast.secret is empty" in (hub.rowcast.trouble or ""))
+        await writer.db.execute("INSERT INTO rowcast.secret VALUES ($1)", known)
+        await until(lambda: hub.rowcast.trouble is None)
+    finally:
+        await hub.stop()
+
+
+async def test_what_is_dropped_is_counted_and_told_once_a_minute(
+    hub: Hub, writer: Writer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never what it said."""
+    channel, ours = await secret(writer.db), hub.rowcast.listener
+    session = await writer.session()
+    stream = await following(hub, session)
+    await writer.message(session)
+    await stream.expect("agent.message.appended")
+    epoch = hub.rowcast.hub.lineage.epoch
+    deep = f'{{"epoch": "{epoch}", "position": 2, "payload": {"[" * 3000}{"]" * 3000}}}'
+    senseless = [
+        "forged\nline",
+        "[]",
+        '{"epoch": 1}',
+        '{"epoch": "forged00", "upto": 5}',
+        deep,
+        f'{{"epoch": "{epoch}", "upto": "forged"}}',
+    ]
+    caplog.clear()
+    for _ in range(50):
+        for payload in senseless:
+            await notify(writer, channel, payload)
+    await notify(writer, channel, f'{{"epoch": "{epoch}", "position": 1, "type": "told already", "payload": {{}}}}')
+    await until(lambda: ours.dropped == 300)
+    assert "300 dropped" in repr(ours)
+    monkeypatch.setattr(ours, "_silent_until", 0.0)  # a minute later
+    await notify(writer, channel, "forged")
+    await until(lambda: ours.dropped == 301)
+    await writer.message(session, "real")
+    (event,) = await stream.expect("agent.message.appended")
+    assert event.data["message"]["text"] == "real"
+    assert ours.dropped == 301
+    assert [record.getMessage() for record in caplog.records if record.name == "rowcast.listener"] == [
+        "listener: dropped a notification that is not ours, 1 so far",
+        "listener: dropped a notification that is not ours, 301 so far",
+    ]
+
+
+@pytest.mark.parametrize("payload", ["", "x", "handover", "9" * 7999, '{"epoch": "00000000", "upto": 5}'])
+async def test_a_forged_bell_only_has_us_look(hub: Hub, writer: Writer, payload: str) -> None:
+    session = await writer.session()
+    stream = await following(hub, session)
+    for n in range(20):
+        await notify(writer, "rowcast_doorbell", payload)
+        await writer.message(session, str(n))
+    seen = [(await stream.expect("agent.message.appended"))[0].data["message"]["text"] for _ in range(20)]
+    assert seen == [str(n) for n in range(20)]
+    assert hub.rowcast.trouble is None

@@ -19,7 +19,7 @@ from rowcast.settings import Settings
 from starlette.routing import Route, WebSocketRoute
 from websockets.asyncio.client import ClientConnection, connect
 
-from .rig import Hub, Seen, Stream, Writer, get, on_database, until, until_sql
+from .rig import SECRET, Hub, Seen, Stream, Writer, bearer, call, get, on_database, until, until_sql
 from .test_docs import change_everything, documented_types, routes_of
 
 FREE = {"metadata", "result", "state", "key", "row", "errorMessage"}
@@ -115,8 +115,10 @@ class Walk:
     def url(self, path: str, query: str = "", **ids: str) -> str:
         return f"{self.hub.url}{path.format_map({**self.ids, **ids})}{'?' if query else ''}{query}"
 
-    async def ask(self, path: str, query: str = "", method: str = "get", headers: dict[str, str] | None = None, **ids: str) -> Any:
-        status, got, body = await request(method, self.url(path, query, **ids), headers or {})
+    async def ask(
+        self, path: str, query: str = "", method: str = "get", headers: dict[str, str] | None = None, body: bytes = b"", **ids: str
+    ) -> Any:
+        status, got, body = await call(method.upper(), self.url(path, query, **ids), body, **headers or {})
         return self.documents.answer(method, path, status, got, body)
 
     async def follow(self, path: str, query: str = "", after: str | None = None, **ids: str) -> Stream:
@@ -176,13 +178,6 @@ class Socket:
         await self._connection.send(json.dumps(frame))
 
 
-async def request(method: str, url: str, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
-    if method == "get":
-        return await get(url, **headers)
-    stream = await Stream.open(url, method=method.upper())
-    return stream.status, stream.headers, await stream.body()
-
-
 async def write(writer: Writer) -> dict[str, str]:
     """What makes every event; the ids to follow it by."""
     db = writer.db
@@ -230,6 +225,8 @@ async def test_everything_that_is_sent_is_as_documented(hub: Hub, writer: Writer
     await walk_without_a_database(walk)
     await walk_ends(walk, writer)
     await walk_without_tables(walk, database)
+    await walk_entrances(walk, database)
+    await walk_limits(walk, database)
     await walk_shutdown(walk)
     every = {
         (path, method, int(status))
@@ -245,20 +242,21 @@ async def test_everything_that_is_sent_is_as_documented(hub: Hub, writer: Writer
 
 
 def assert_all_routes_are_described(documents: Documents) -> None:
-    application = create_app(Settings(_env_file=None, database_url="postgresql://"))
+    application = create_app(Settings(_env_file=None, database_url="postgresql://", no_auth=True))
     http, sockets = (
         {path for route in application.routes if isinstance(route, kind) for path in routes_of(route, "")}
         for kind in (Route, WebSocketRoute)
     )
-    assert len(application.routes) == len(http) + len(sockets)
     assert set(documents.openapi["paths"]) == http
     assert {path for wire, path in documents.channels if wire == "socket"} == sockets
     streams = {path for path in http if "text/event-stream" in json.dumps(documents.openapi["paths"][path])}
     assert {path for wire, path in documents.channels if wire != "socket"} == streams
+    methods: dict[str, set[str]] = {}
     for route in application.routes:
         if isinstance(route, Route):
             (path,) = routes_of(route, "")
-            assert {method.upper() for method in documents.openapi["paths"][path]} == (route.methods or set()) - {"HEAD"}
+            methods.setdefault(path, set()).update((route.methods or set()) - {"HEAD"})
+    assert {path: {method.upper() for method in some} for path, some in documents.openapi["paths"].items()} == methods
 
 
 def topics(walk: Walk, path: str) -> str:
@@ -386,7 +384,12 @@ async def walk_without_a_database(walk: Walk) -> None:
     try:
         paths = walk.documents.openapi["paths"].items()
         await asyncio.gather(
-            *(ask(hub, path, method) for path, some in paths for method, each in some.items() if "503" in each["responses"])
+            *(
+                ask(hub, path, method)
+                for path, some in paths
+                for method, each in some.items()
+                if "503" in each["responses"] and "event-stream" not in str(each["responses"])  # which waits
+            )
         )
     finally:
         await hub.stop()
@@ -424,6 +427,71 @@ async def walk_without_tables(walk: Walk, database: str) -> None:
     await walk.follow("/api/v1/tasks/{task_id}/stream")
     for function in ("session_state(text, integer)", "job_state(text)"):
         await on_database(database, f"ALTER FUNCTION rowcast.away_{function} RENAME TO {function.partition('(')[0]}")
+
+
+async def walk_entrances(walk: Walk, database: str) -> None:
+    """With a token that is none, with one that does not allow it, and with one that ends."""
+    paths = walk.documents.openapi["paths"]
+    async with Hub(database, key=SECRET, expiring=600) as hub:
+        guarded = Walk(hub, walk.documents, walk.ids)
+        for path, some in paths.items():
+            of_job(guarded, path)
+            for method, each in some.items():
+                body, query = (b'{"topics": ["session:x"]}' if path == "/api/tickets" else b""), topics(walk, path) or "topic=session:x"
+                for status, shown in (("401", {}), ("403", bearer("nobody"))):
+                    if status in each["responses"]:
+                        await guarded.ask(path, query, method, shown, body)
+                assert bool(each["security"]) == ("401" in each["responses"])
+                assert ("ticket" in str(each["security"])) == ("429" in each["responses"] and method == "get" and "poll" not in path)
+        everything = bearer("root", {"rights": ["admin"]})
+        await guarded.ask("/api/tickets", method="post", headers=everything, body=b'{"topics": ["session:x"]}')
+        await guarded.ask("/api/tickets", method="post", headers=everything, body=b"{}")
+        await guarded.ask("/api/cookie", method="post", headers=everything)
+        await guarded.ask("/api/cookie", method="post", headers=bearer("root", note="x" * 4000))
+        await guarded.ask("/api/cookie", method="delete")
+        for path, last in (("/api/sse/{session_id}", "expiring"), ("/api/v1/tasks/{task_id}/stream", "expiring")):
+            for query in ("", "format=message") if "sse" in path else ("",):
+                stream = await Stream.open(guarded.url(path, query), **everything)
+                await guarded.until(path, stream, last)
+        socket = guarded.url("/api/stream").replace("http", "ws")
+        async with connect(socket, additional_headers=everything) as connection:
+            for name in ("connected", "expiring"):
+                frame = json.loads(await connection.recv())
+                assert frame["type"] == name
+                walk.documents.message("socket", "/api/stream", name, frame)
+        async with connect(socket) as connection:
+            frame = json.loads(await connection.recv())
+            assert frame["data"]["code"] == "unauthorized"
+            walk.documents.message("socket", "/api/stream", "error", frame)
+    hub = await Hub(NOWHERE, key=SECRET).start(ready=False)
+    try:
+        guarded = Walk(hub, walk.documents, walk.ids)
+        for path, some in paths.items():
+            if "ticket" in str(some.get("get", {}).get("security")):
+                of_job(guarded, path)
+                await guarded.ask(path, f"{topics(walk, path)}&ticket=x", headers={"Accept": "*/*"})
+        await guarded.ask("/api/tickets", method="post", headers=everything, body=b'{"topics": ["session:x"]}')
+    finally:
+        await hub.stop()
+
+
+async def walk_limits(walk: Walk, database: str) -> None:
+    """Streams and polls while there is no room, and what is refused by address."""
+    async with Hub(database, connections=1) as hub:
+        full = Walk(hub, walk.documents, walk.ids)
+        async with await full.follow("/api/sse/{session_id}") as stream:
+            await full.until("/api/sse/{session_id}", stream, "caught_up")
+            for path, some in walk.documents.openapi["paths"].items():
+                if "429" in some.get("get", {}).get("responses", ()):
+                    of_job(full, path)
+                    query = f"{topics(walk, path) or 'topic=session:x'}&from=now{'&wait=1' if 'poll' in path else ''}"
+                    await full.ask(path, query, headers={"Accept": "*/*"})
+    async with Hub(database, key=SECRET, handshakes=1) as hub:
+        flooded = Walk(hub, walk.documents, walk.ids)
+        for path in ("/api/tickets", "/api/cookie"):
+            for _ in range(10):
+                await call("POST", flooded.url(path))
+            await flooded.ask(path, method="post")
 
 
 async def walk_shutdown(walk: Walk) -> None:

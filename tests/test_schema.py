@@ -20,7 +20,8 @@ from .rig import on_database, until_sql
 SNAPSHOT = Path(__file__).parent / "catalogue.txt"
 
 CATALOGUE = """
-SELECT format('table %s.%s owner %s', n.nspname, c.relname, CASE WHEN n.nspname = 'rowcast' THEN pg_get_userbyid(c.relowner) END)
+SELECT format('table %s.%s owner %s%s', n.nspname, c.relname, CASE WHEN n.nspname = 'rowcast' THEN pg_get_userbyid(c.relowner) END,
+              CASE WHEN c.relpersistence = 'u' THEN ' unlogged' END)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p') AND n.nspname IN ('public', 'rowcast')
 UNION ALL
@@ -48,7 +49,7 @@ UNION ALL
 SELECT format('policy %s on %s.%s for %s to %s', policyname, schemaname, tablename, cmd, roles) FROM pg_policies
 UNION ALL
 SELECT format('grant on %s.%s %s', attrelid::regclass, attname, regexp_replace(attacl::text, '/\\w+', '', 'g'))
-  FROM pg_attribute WHERE attacl IS NOT NULL AND attrelid::regclass::text IN ('job', 'public.job')
+  FROM pg_attribute WHERE attacl IS NOT NULL AND attrelid::regclass::text ~ '^(public\\.)?(job|project)$'
 UNION ALL
 SELECT format('grant on %s %s to %s', table_schema || '.' || table_name, privilege_type, grantee)
   FROM information_schema.role_table_grants WHERE grantee LIKE 'rowcast\\_%'
@@ -84,6 +85,16 @@ async def test_one_step_down_and_up(empty_database: str) -> None:
     await schema.migrate(empty_database, "+1")
     assert await schema.version(connection) == schema.latest()
     await connection.close()
+
+
+async def test_a_step_down_leaves_what_was_there_before(empty_database: str) -> None:
+    before = f"{schema.latest() - 1:04}"
+    await schema.migrate(empty_database, before)
+    there = await catalogue(empty_database)
+    await schema.migrate(empty_database, "head")
+    assert await catalogue(empty_database) != there
+    await schema.migrate(empty_database, before)
+    assert await catalogue(empty_database) == there
 
 
 async def test_models_and_migrations_describe_the_same_schema(database: str) -> None:
@@ -149,7 +160,7 @@ async def test_a_migration_beside_writers_and_a_hub_loses_nothing_and_fails_no_w
     async def sequence(limit: int) -> None:
         db = await asyncpg.connect(empty_database)
         while not done.is_set():
-            with suppress(asyncpg.UndefinedColumnError):  # it was waiting, and tries again
+            with suppress(asyncpg.UndefinedColumnError, asyncpg.UndefinedTableError):  # it was waiting, and tries again
                 await db.fetchrow("SELECT * FROM rowcast.sequence($1)", limit)
             await db.execute("SELECT rowcast.prune('1 day', 100)")
         await db.close()
@@ -180,7 +191,7 @@ async def test_a_migration_beside_writers_and_a_hub_loses_nothing_and_fails_no_w
 
 async def test_tables_of_these_names_are_left_alone(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     await on_database(empty_database, "CREATE TABLE message (id int PRIMARY KEY, precious text); INSERT INTO message VALUES (1, 'x')")
-    with pytest.raises(ConfigurationError, match=r"tables named message exist already: set ROWCAST_REFERENCE_TABLES=off"):
+    with pytest.raises(ConfigurationError, match=r"tables or indexes named message exist already: set ROWCAST_REFERENCE_TABLES=off"):
         await schema.migrate(empty_database, "head")
     monkeypatch.setenv("ROWCAST_REFERENCE_TABLES", "off")
     await schema.migrate(empty_database, "head")
@@ -190,6 +201,41 @@ async def test_tables_of_these_names_are_left_alone(empty_database: str, monkeyp
     assert await connection.fetchval("SELECT precious FROM message") == "x"
     assert await connection.fetchval("SELECT to_regclass('job')") is None
     await connection.close()
+
+
+async def test_a_table_named_like_that_of_the_members_is_to_be_renamed(empty_database: str) -> None:
+    """And its key, which keeps its name."""
+    await on_database(empty_database, "CREATE TABLE project_member (id int PRIMARY KEY)")
+    for names, rename in (
+        ("project_member, project_member_pkey", "ALTER TABLE project_member RENAME TO team"),
+        ("project_member_pkey", "ALTER INDEX project_member_pkey RENAME TO team_pkey"),
+    ):
+        with pytest.raises(
+            ConfigurationError, match=f"^tables or indexes named {names} exist already: rename them, for Rowcast has its own$"
+        ):
+            await schema.migrate(empty_database, "head")
+        connection = await asyncpg.connect(empty_database)
+        assert await schema.version(connection) == 5
+        assert await connection.fetchval("SELECT to_regclass('rowcast.secret')") is None
+        await connection.execute(rename)
+        await connection.close()
+    await schema.migrate(empty_database, "head")
+
+
+async def test_what_is_granted_by_default_is_not_granted_on_a_secret(empty_database: str) -> None:
+    """As for a role that is to read everything, also what comes later."""
+    role = f"rowcast_test_nosy_{os.getpid()}"
+    await on_database(empty_database, f"CREATE ROLE {role}", f"ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {role}, PUBLIC")
+    try:
+        await schema.migrate(empty_database, "head")
+        connection = await asyncpg.connect(empty_database)
+        await connection.execute(f"GRANT USAGE ON SCHEMA rowcast TO {role}; SET ROLE {role}; SELECT * FROM rowcast.event")
+        for table in ("secret", "revocation", "ticket"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(f"SELECT * FROM rowcast.{table}")
+        await connection.close()
+    finally:
+        await on_database(empty_database, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
 async def test_a_hub_serves_one_version_older_or_newer(database: str) -> None:

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
+import re
 from typing import Any
 
 import asyncpg
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from rowcast import schema
 
 from .rig import Writer, on_database
 
@@ -190,8 +192,13 @@ async def test_a_missing_head_is_an_error(db: asyncpg.Connection) -> None:
 async def notices(database: str) -> tuple[asyncpg.Connection, list[Any]]:
     heard: list[Any] = []
     connection = await asyncpg.connect(database)
-    await connection.add_listener("rowcast", lambda *a: heard.append(a[3]))
+    await connection.add_listener(await secret(connection), lambda *a: heard.append(a[3]))
     return connection, heard
+
+
+async def secret(db: asyncpg.Connection) -> str:
+    """The channel of the hubs."""
+    return str(await db.fetchval("SELECT channel FROM rowcast.secret"))
 
 
 async def test_each_event_is_notified_in_order_and_whole_below_the_limit(db: asyncpg.Connection, database: str) -> None:
@@ -433,11 +440,18 @@ async def test_large_columns_do_not_fail_the_write(writer: Writer) -> None:
     assert json.loads(row["payload"])["job"]["result"] is None
 
 
+HUBS = "hubs"
+
+
 async def hears(database: str, *channels: str) -> tuple[asyncpg.Connection, list[tuple[str, Any]]]:
+    """Which channel said what; HUBS is the secret one."""
     heard: list[tuple[str, Any]] = []
     connection = await asyncpg.connect(database)
+    hubs = await secret(connection)
     for channel in channels:
-        await connection.add_listener(channel, lambda *a: heard.append((a[2], json.loads(a[3]))))
+        await connection.add_listener(
+            hubs if channel == HUBS else channel, lambda *a: heard.append((HUBS if a[2] == hubs else a[2], json.loads(a[3])))
+        )
     return connection, heard
 
 
@@ -446,20 +460,50 @@ ON_CHANNEL = "INSERT INTO rowcast.outbox (type, payload, channel) VALUES ('test'
 
 async def test_an_event_with_a_channel_is_told_there_too_in_order_and_bare(db: asyncpg.Connection, database: str) -> None:
     await db.execute("SELECT rowcast.adopt()")
-    listening, heard = await hears(database, "orders", "rowcast")
+    listening, heard = await hears(database, "orders", HUBS)
     await db.execute(ON_CHANNEL, "orders", '{"a": 1}')
     await db.execute(CAPTURE, "2")
     await db.execute(ON_CHANNEL, "orders", '{"a": 3}')
     await drain(db)
     await listening.execute("SELECT 1")
     assert [(channel, told.get("position", told)) for channel, told in heard] == [
-        ("rowcast", 1),
+        (HUBS, 1),
         ("orders", {"a": 1}),
-        ("rowcast", 2),
-        ("rowcast", 3),
+        (HUBS, 2),
+        (HUBS, 3),
         ("orders", {"a": 3}),
     ]
     await listening.close()
+
+
+async def test_the_channel_that_everybody_knows_says_once_a_call_how_far_the_log_goes(db: asyncpg.Connection, database: str) -> None:
+    """Without a word of what happened."""
+    epoch = await db.fetchval("SELECT rowcast.adopt()")
+    listening, heard = await hears(database, "rowcast")
+    for n in range(5):
+        await db.execute(CAPTURE, f'"{n}"')
+    await drain(db, 3)
+    await db.execute("INSERT INTO rowcast.outbox (type, payload) SELECT 'test', '{}' FROM generate_series(1, 2500)")
+    await drain(db, 5000)
+    await drain(db)  # nothing is there, nothing is said
+    await listening.execute("SELECT 1")
+    assert [told for _, told in heard] == [{"epoch": epoch, "upto": upto} for upto in (3, 5, 2505)]
+    await listening.close()
+
+
+async def test_the_secret_has_no_name_that_anybody_could_guess(db: asyncpg.Connection, empty_database: str) -> None:
+    name = await secret(db)
+    assert re.fullmatch("rowcast_[0-9a-f]{32}", name)
+    assert not await db.fetchval("SELECT rowcast.is_channel($1)", name)  # no event goes there by its own `channel`
+    await schema.migrate(empty_database, "head")
+    other = await asyncpg.connect(empty_database)
+    assert await secret(other) != name
+    await other.close()
+    await db.execute("DELETE FROM rowcast.secret")
+    await db.execute("SELECT rowcast.adopt()")
+    await db.execute(CAPTURE, "1")
+    with pytest.raises(asyncpg.NoDataFoundError):
+        await db.execute("SELECT rowcast.sequence(1)")
 
 
 async def test_a_request_is_told_on_its_channel_out_of_the_box(writer: Writer, database: str) -> None:
@@ -504,13 +548,18 @@ async def test_a_backlog_is_one_notification_on_each_channel(db: asyncpg.Connect
 @pytest.mark.parametrize("bad", ["", "x" * 64, "语" * 22, "rowcast", "rowcast_doorbell", "rowcast_beat_0"])
 async def test_a_bad_channel_stops_nothing_and_is_told_nothing(db: asyncpg.Connection, database: str, bad: str) -> None:
     epoch = await db.fetchval("SELECT rowcast.adopt()")
-    listening, heard = await hears(database, "orders", "rowcast", "rowcast_doorbell", "rowcast_beat_0")
+    listening, heard = await hears(database, "orders", HUBS, "rowcast", "rowcast_doorbell", "rowcast_beat_0")
     await db.execute(ON_CHANNEL, bad, '{"a": 1}')
     await db.execute(ON_CHANNEL, "orders", '{"a": 2}')
     await drain(db)
     await listening.execute("SELECT 1")
-    assert [(channel, told.get("position", told)) for channel, told in heard] == [("rowcast", 1), ("rowcast", 2), ("orders", {"a": 2})]
-    assert {told["epoch"] for channel, told in heard if channel == "rowcast"} == {epoch}
+    assert [(channel, told.get("position", told)) for channel, told in heard] == [
+        (HUBS, 1),
+        (HUBS, 2),
+        ("orders", {"a": 2}),
+        ("rowcast", {"epoch": epoch, "upto": 2}),
+    ]
+    assert {told["epoch"] for channel, told in heard if channel == HUBS} == {epoch}
     await db.execute(f"INSERT INTO rowcast.outbox (type, payload, channel) SELECT 'test', '{{}}', '{bad}' FROM generate_series(1, 2500)")
     assert await drain(db, 5000) == 2500
     await listening.close()
@@ -519,13 +568,13 @@ async def test_a_bad_channel_stops_nothing_and_is_told_nothing(db: asyncpg.Conne
 async def test_identical_payloads_of_one_call_are_told_once_on_their_channel(db: asyncpg.Connection, database: str) -> None:
     """PostgreSQL does that, to all who NOTIFY; the log has each."""
     await db.execute("SELECT rowcast.adopt()")
-    listening, heard = await hears(database, "orders", "rowcast")
+    listening, heard = await hears(database, "orders", HUBS)
     for payload in ('{"a": 1}', '{"a": 1}', '{"a": 2}'):
         await db.execute(ON_CHANNEL, "orders", payload)
     await drain(db)
     await listening.execute("SELECT 1")
     assert [told for channel, told in heard if channel == "orders"] == [{"a": 1}, {"a": 2}]
-    assert len([channel for channel, _ in heard if channel == "rowcast"]) == len(await log(db)) == 3
+    assert len([channel for channel, _ in heard if channel == HUBS]) == len(await log(db)) == 3
     await listening.close()
 
 
@@ -534,7 +583,7 @@ AUDIENCES = ("session_id", "project_id", "job_id", "request_id", "user_id", "tab
 
 async def test_every_audience_travels_from_the_outbox_to_the_log_and_in_the_envelope(db: asyncpg.Connection, database: str) -> None:
     await db.execute("SELECT rowcast.adopt()")
-    listening, heard = await hears(database, "rowcast")
+    listening, heard = await hears(database, HUBS)
     await db.execute(
         f"INSERT INTO rowcast.outbox ({', '.join(AUDIENCES)}, type, payload) VALUES ('a', 'b', 'c', 'd', 'e', 'f', 'test', '{{}}')"
     )
@@ -549,7 +598,7 @@ async def test_every_audience_travels_from_the_outbox_to_the_log_and_in_the_enve
 async def test_an_odd_id_or_type_stops_nothing(db: asyncpg.Connection, database: str, id: str) -> None:
     """An index takes no key of any length, and a notification has its limit. Who can be followed: 1 to 128 characters."""
     epoch = await db.fetchval("SELECT rowcast.adopt()")
-    listening, heard = await hears(database, "rowcast")
+    listening, heard = await hears(database, HUBS)
     odd = await db.fetchval(f"SELECT {id} FROM generate_series(1, 300) n {'' if 'agg' in id else 'LIMIT 1'}")
     for type in ("test", odd * 8):
         await db.execute(f"INSERT INTO rowcast.outbox ({', '.join(AUDIENCES)}, type, payload) VALUES ({'$1, ' * 6} $2, '{{}}')", odd, type)

@@ -296,7 +296,12 @@ async def test_the_hub_may_ask_and_nobody_else(writer: Writer, epoch: str, datab
         assert len((await job_state(writer.db, job))["steps"]) == 1
         assert await writer.db.fetchval("SELECT rowcast.cancel($1)", str(job)) is True
         await writer.db.execute("RESET ROLE; SET ROLE rowcast_owner")
-        for forbidden in ("UPDATE job SET status = 'failed'", "DELETE FROM message", "UPDATE message SET text = ''", "SELECT FROM project"):
+        for forbidden in (
+            "UPDATE job SET status = 'failed'",
+            "DELETE FROM message",
+            "UPDATE message SET text = ''",
+            "SELECT name FROM project",
+        ):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await writer.db.execute(forbidden)
         await writer.db.execute("RESET ROLE")

@@ -104,7 +104,7 @@ async def test_nothing_is_taken_from_under_a_middleware_that_changes_bytes(datab
     hub._server.config.app = Shouting(hub._server.config.app)  # type: ignore[arg-type]
     async with hub:
         reader, sending = await asyncio.open_connection(*hub._sock.getsockname()[:2])
-        sending.write(b"GET /api/sse/s HTTP/1.1\r\nHost: h\r\n\r\n")
+        sending.write(b"GET /api/sse/s HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"EVENT: CONNECTED" in await asyncio.wait_for(reader.readuntil(b"CONNECTED"), 5)
         await until(lambda: sinks_of(hub) == {AsgiSink})
         sending.close()
@@ -113,7 +113,7 @@ async def test_nothing_is_taken_from_under_a_middleware_that_changes_bytes(datab
 async def test_what_a_client_sends_while_it_streams_is_no_request(hub: Hub, writer: Writer) -> None:
     """Pipelined behind the stream, all at once or later, or no HTTP at all."""
     session = await writer.session()
-    request = f"GET /api/sse/{session} HTTP/1.1\r\nHost: h\r\n\r\n".encode()
+    request = f"GET /api/sse/{session} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     pipelined = await asyncio.open_connection(*hub._sock.getsockname()[:2])
     pipelined[1].write(request * 3)
     async with await hub.follow(session) as stream:
@@ -168,7 +168,7 @@ async def test_both_send_the_same_bytes(database: str, writer: Writer) -> None:
         assert [line.partition(":")[0] for line in lines] == ["retry", *told, *told, *told, ""]
         assert [line for line in lines if line.startswith("id")] == [f"id: {cursor}0", f"id: {cursor}1", f"id: {cursor}1"]
         names = [name for name in stream.headers if name not in ("date", "server")]
-        assert names == ["cache-control", "connection", "x-accel-buffering", "content-type", "transfer-encoding"]
+        assert names == ["cache-control", "connection", "x-accel-buffering", "content-type", "vary", "transfer-encoding"]
 
 
 @pytest.mark.parametrize("who_ends", ["the client", "the hub"])
@@ -198,7 +198,7 @@ async def test_a_request_with_a_body_is_heard_again(hub: Hub, writer: Writer) ->
     """uvicorn stops reading where nobody takes the body; who streams must notice that the client goes."""
     session = await writer.session()
     reader, sending = await asyncio.open_connection(*hub._sock.getsockname()[:2])
-    sending.write(f"GET /api/sse/{session} HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n".encode() + b"x" * 900_000)
+    sending.write(f"GET /api/sse/{session} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n".encode() + b"x" * 900_000)
     await reader.readuntil(b"caught_up")
     assert sinks_of(hub) == {SocketSink}
     await asyncio.wait_for(sending.drain(), 5)

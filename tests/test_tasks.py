@@ -100,7 +100,7 @@ async def test_a_database_error_is_tried_again_before_it_is_told(hub: Hub, write
     await on_database(database, "CREATE SEQUENCE tries", refusing)
     async with await task(hub, job) as stream:
         (error,) = await stream.rest()
-        assert (error.type, error.data, error.id) == ("error", {"error": "away"}, None)
+        assert (error.type, error.data, error.id) == ("error", {"error": "away", "code": "unavailable"}, None)
     assert await writer.db.fetchval("SELECT last_value FROM tries") == 4
     opening = asyncio.create_task(task(hub, job))
     await until_sql(writer.db, "SELECT last_value > 4 FROM tries")
@@ -114,7 +114,7 @@ async def test_a_state_that_is_nested_too_deep_is_one_line(hub: Hub, database: s
     for function in ("job_state(id text)", "session_state(id text, most integer)"):
         body = "SELECT ('{\"job\": ' || repeat('[', 2000) || repeat(']', 2000) || '}')::jsonb"
         await on_database(database, f"CREATE OR REPLACE FUNCTION rowcast.{function} RETURNS jsonb LANGUAGE sql AS $${body}$$")
-    says = {"error": "the state is nested too deep to be read"}
+    says = {"error": "the state is nested too deep to be read", "code": "unavailable"}
     for path in ("/api/v1/tasks/x", "/api/sessions/x"):
         status, _, answer = await get(hub.url + path)
         assert (status, json.loads(answer)) == (503, says)

@@ -241,7 +241,7 @@ async def test_frames_are_heard_in_order_from_the_first(hub: Hub) -> None:
     reader, out = await asyncio.open_connection(address.hostname, address.port)
     handshake = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + "A" * 22 + "==\r\n"
     frames = [Frame(Opcode.TEXT, json.dumps({"action": "ping", "id": n}).encode()).serialize(mask=True) for n in range(50)]
-    out.write(f"GET /api/stream HTTP/1.1\r\nHost: x\r\n{handshake}\r\n".encode())
+    out.write(f"GET /api/stream HTTP/1.1\r\nHost: localhost\r\n{handshake}\r\n".encode())
     async with asyncio.timeout(20):
         await reader.readuntil(b"\r\n\r\n")
         out.write(b"".join(frames))

@@ -10,6 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..access import Access
 from ..burst import Burst, View
 from ..database import TROUBLE, explain
 from ..errors import DatabaseUnavailable, InvalidParameter
@@ -18,7 +19,7 @@ from ..feed import Feed
 from ..frames import enveloped
 from ..log import Batch
 from ..wish import Wish
-from . import query
+from . import entry, query
 from .targets import Aim
 
 LOCATE_TIMEOUT = 5.0
@@ -28,8 +29,9 @@ HEADERS = {"Cache-Control": "private, no-cache"}
 class Waiter:
     """A poll that waits until there is something for it. It holds no connection and no events."""
 
-    def __init__(self, topics: Topics, view: View, position: Position) -> None:
+    def __init__(self, topics: Topics, view: View, position: Position, subject: str | None) -> None:
         self.topics = topics
+        self.subject = subject
         self._position = position
         self._view = view
         self._woken = asyncio.Event()
@@ -42,17 +44,20 @@ class Waiter:
 
     def deliver(self, burst: Burst) -> None:
         if any(self._view.shows(event) for event in burst.events if event.position > self._position):
-            self._woken.set()
+            self.wake()
+
+    def wake(self) -> None:
+        self._woken.set()
 
     def reset(self, reason: str) -> None:
-        self._woken.set()
+        self.wake()
 
     def bye(self, retry: int) -> None:
         self.ended = True
-        self._woken.set()
+        self.wake()
 
     def fail(self, problem: str) -> None:
-        self._woken.set()
+        self.wake()
 
     def keep_alive(self, cursor: Cursor | None) -> None: ...
 
@@ -61,16 +66,18 @@ def poll(aim: Aim) -> Callable[[Request], Awaitable[Response]]:
     """An endpoint that answers with what a path aims at."""
 
     async def endpoint(request: Request) -> Response:
-        target = await aim(request)
-        wish, wait = query.wish(request, target), query.WAIT.of(request.query_params, 0)
+        grant = await entry.grant(request)
+        target = aim(request)
+        wish, wait = query.wish(request, target, grant), query.WAIT.of(request.query_params, 0)
         if wish.since == "snapshot":
             raise InvalidParameter("from", "a poll has no snapshot: GET /api/sessions/{session_id} has the state and its cursor")
-        return _answer(request, await _poll(request.app.state.rowcast.feed, target.topics, wish, wait))
+        access = await entry.follow(request, grant, target, patient=False)
+        return _answer(request, await _poll(request.app.state.rowcast.feed, target.topics, wish, wait, access))
 
     return endpoint
 
 
-async def _poll(feed: Feed, topics: Topics, wish: Wish, wait: float) -> bytes:
+async def _poll(feed: Feed, topics: Topics, wish: Wish, wait: float, access: Access | None) -> bytes:
     deadline = time.monotonic() + wait
     try:
         async with asyncio.timeout(LOCATE_TIMEOUT):
@@ -80,20 +87,32 @@ async def _poll(feed: Feed, topics: Topics, wish: Wish, wait: float) -> bytes:
     if start.lost:
         return _body(feed, start.position, reset=start.lost)
     here = feed.hub.cursor(start.position)
+    subject = access.grant.subject if access else None
     while True:
+        if access and access.due:
+            await _ask(access)
         position = feed.hub.lineage.locate(here)
         if position is None:
             return _body(feed, feed.hub.position, reset="epoch")
         if position < feed.hub.position:
             batch = await _read(feed, topics, position)
+            if access and access.due:
+                continue
             if batch.pruned:
                 return _body(feed, feed.hub.position, reset="truncated")
             here = here._replace(position=batch.position)
             if events := [event for event in batch.events if wish.view.shows(event)]:
                 return _body(feed, batch.position, events, more=not batch.complete)
-        elif not await _wait(feed, Waiter(topics, wish.view, position), deadline - time.monotonic()):
+        elif not await _wait(feed, Waiter(topics, wish.view, position, subject), deadline - time.monotonic(), access):
             # Where nothing is new the cursor stays, so that the answer is the same again.
             return _body(feed, position if feed.stale(start.position) else start.position)
+
+
+async def _ask(access: Access) -> None:
+    try:
+        await access.ask()
+    except TROUBLE as error:
+        raise DatabaseUnavailable(explain(error)) from error
 
 
 async def _read(feed: Feed, topics: Topics, position: Position) -> Batch:
@@ -103,15 +122,21 @@ async def _read(feed: Feed, topics: Topics, position: Position) -> Batch:
         raise DatabaseUnavailable(explain(error)) from error
 
 
-async def _wait(feed: Feed, waiter: Waiter, seconds: float) -> bool:
+async def _wait(feed: Feed, waiter: Waiter, seconds: float, access: Access | None) -> bool:
     """Whether to look again."""
     if seconds <= 0:
         return False
+    feed.limits.room(waiter.subject, waiter.topics)
     feed.hub.join(waiter)
     feed.add(waiter)
     try:
+        if access:
+            access.begin(waiter.wake)
+            seconds = 0 if access.doubtful else min(seconds, access.ends - time.time())
         await waiter.wait(seconds)
     finally:
+        if access:
+            access.end()
         feed.remove(waiter)
         feed.hub.leave(waiter)
     return not waiter.ended

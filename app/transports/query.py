@@ -9,8 +9,9 @@ from msgspec import Meta
 from starlette.requests import HTTPConnection
 
 from ..burst import View
-from ..errors import InvalidParameter
+from ..errors import Forbidden, InvalidParameter
 from ..events import CURSOR, Cursor
+from ..grant import Grant
 from ..wish import From, Wish
 from .targets import Target
 
@@ -51,25 +52,40 @@ UNTIL = Parameter("until", Literal["end", "never"], "end or never",
                   "end: close after the first event that ends a job or a request; so by default where one of these is followed")
 BATCH = Parameter("batch", Annotated[int, Meta(ge=0, le=BATCH_MOST)], f"a whole number of milliseconds from 0 to {BATCH_MOST}",
                   "milliseconds in which at most one write is made, of events that are merged")
+TICKET = Parameter("ticket", str, "a ticket", "what POST /api/tickets gave, in the place of a token; once")
 WAIT = Parameter("wait", Annotated[float, Meta(ge=0, le=WAIT_MOST)], f"a number of seconds from 0 to {WAIT_MOST}",
                  "with nothing new, hold the answer back for at most so many seconds")
 # fmt: on
 
 
-def wish(connection: HTTPConnection, target: Target) -> Wish:
+def wish(connection: HTTPConnection, target: Target, grant: Grant) -> Wish:
     """`Last-Event-ID` (what EventSource sends by itself) wins over `after`."""
     query = connection.query_params
     format = "socket" if connection.scope["type"] == "websocket" else FORMAT.of(query, "event")
     batch = BATCH.of(query, 0)
+    begin = since(query, snapshot=target.has_state)
+    if begin == "snapshot":
+        check_state(grant)
     return Wish(
         after=cursor(connection),
-        since=since(query, snapshot=target.has_state),
-        view=View.of(query.get("types", "*"), format, batch > 0),
+        since=begin,
+        view=View.of(query.get("types", "*"), format, batch > 0, granted(grant)),
         until_end=UNTIL.of(query, "end" if target.ends and not (target.open and format == "socket") else "never") == "end",
         batch=batch,
         admission=target.admission,
         about=target.about,
     )
+
+
+def granted(grant: Grant) -> str:
+    """The types of events that it allows."""
+    return "*" if grant.is_admin else grant.types
+
+
+def check_state(grant: Grant) -> None:
+    """Forbidden where the state, which holds rows of all kinds, would tell more than the events that are allowed."""
+    if granted(grant) != "*":
+        raise Forbidden("the token allows some types of events only, and the state would tell more")
 
 
 def cursor(connection: HTTPConnection) -> Cursor | None:

@@ -6,11 +6,15 @@ from starlette.responses import Response
 from ..database import TROUBLE, explain
 from ..errors import DatabaseUnavailable, NotFound
 from ..events import Topic
+from . import entry, query
 
 
 async def session_state(request: Request) -> Response:
     """GET /api/sessions/{session_id}: what `?from=snapshot` begins with."""
+    grant = await entry.grant(request)
     topic = Topic.of("session", request.path_params["session_id"])
+    query.check_state(grant)
+    await entry.check(request, grant, "stream", topic)
     try:
         snapshot = await request.app.state.rowcast.state.of(topic)
     except TROUBLE as error:

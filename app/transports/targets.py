@@ -1,8 +1,6 @@
 """What a path says to follow."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +13,6 @@ from ..feed import Feed
 from ..state import State
 from ..wish import Admission, Wish
 
-PATIENCE = 2.0
-"""Seconds for which a stream of one job waits for the database before it begins."""
-
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -26,8 +21,15 @@ class Target:
     topics: tuple[Topic, ...]
     about: dict[str, Any]
     admission: Admission | None = None
+    within: Topic | None = None
+    """What it is a part of: who may follow that may follow it."""
     open: bool = False
     """Whether a WebSocket may change the topics."""
+
+    @property
+    def ways(self) -> list[Topics]:
+        """Each suffices: whoever may follow all of one of these is let in."""
+        return [(self.within,), self.topics] if self.within else [self.topics]
 
     @property
     def ends(self) -> bool:
@@ -39,20 +41,20 @@ class Target:
         return len(self.topics) == 1 and self.topics[0].kind in ("session", "job")
 
 
-Aim = Callable[[HTTPConnection], Awaitable[Target]]
+Aim = Callable[[HTTPConnection], Target]
 
 
-async def session(connection: HTTPConnection) -> Target:
+def session(connection: HTTPConnection) -> Target:
     topic = Topic.of("session", connection.path_params["session_id"])
     return Target((topic,), {"session_id": topic.id})
 
 
-async def project(connection: HTTPConnection) -> Target:
+def project(connection: HTTPConnection) -> Target:
     topic = Topic.of("project", connection.path_params["project_id"])
     return Target((topic,), {"project_id": topic.id})
 
 
-async def topics(connection: HTTPConnection) -> Target:
+def topics(connection: HTTPConnection) -> Target:
     """`?topic=…`, once or several times."""
     found = {Topic.parse(text) for text in connection.query_params.getlist("topic")}
     most = connection.app.state.rowcast.settings.topics
@@ -68,7 +70,7 @@ class OfProject:
     """A job is told of as long as it is of a project and a kind; and of what it was elsewhere, nothing."""
 
     def __init__(self, state: State, topic: Topic, project: str, kind: str) -> None:
-        self.refusal = f"project {project} has no {kind} job {topic.id}"
+        self._refusal = f"project {project} has no {kind} job {topic.id}"
         self._state = state
         self._topic = topic
         self._project = project
@@ -89,14 +91,15 @@ class OfProject:
     def _is_other(self, type: str) -> bool:
         return type in OF_ITSELF["job"] and not type.startswith((f"{self._kind}.", "job."))
 
-    async def ask(self) -> bool:
-        """One that is not there may yet come."""
+    async def ask(self) -> None:
+        """NotFound where it is elsewhere. One that is not there may yet come."""
         try:
             row = (await self._state.of(self._topic))["job"]
         except NotFound:
             row = None  # no reference tables: what a watched table says of jobs
         self._known = row is not None
-        return row is None or (row["project_id"], row["kind"]) == (self._project, self._kind)
+        if row is not None and (row["project_id"], row["kind"]) != (self._project, self._kind):
+            raise NotFound(self._refusal)
 
     def told(self, events: Sequence[Event]) -> list[Event]:
         if not self._known:
@@ -111,15 +114,11 @@ class OfProject:
 def job(kind: str) -> Aim:
     """One job of a project. One that is not there yet is waited for."""
 
-    async def aim(connection: HTTPConnection) -> Target:
+    def aim(connection: HTTPConnection) -> Target:
         of = Topic.of("project", connection.path_params["project_id"])
         topic = Topic.of("job", connection.path_params["job_id"])
         admission = OfProject(connection.app.state.rowcast.state, topic, of.id, kind)
-        with suppress(*TROUBLE):  # then it is asked for again before anything is told
-            async with asyncio.timeout(PATIENCE):
-                if not await admission.ask():
-                    raise NotFound(admission.refusal)
-        return Target((topic,), {"project_id": of.id, "job_id": topic.id}, admission)
+        return Target((topic,), {"project_id": of.id, "job_id": topic.id}, admission, of)
 
     return aim
 

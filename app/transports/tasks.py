@@ -15,8 +15,9 @@ from ..feed import Feed
 from ..frames import NO_TASK, WIRES, sse, task
 from ..state import Snapshot, State
 from ..wish import Start, Wish
-from . import query
-from .sse import HEADERS, EventStream
+from . import entry, query
+from .sse import EventStream, in_band, only
+from .targets import Target
 
 RETRIES = (0.1, 0.3, 0.9)
 """Seconds between attempts to read the state."""
@@ -28,13 +29,19 @@ def _topic(request: Request) -> Topic:
 
 async def task_state(request: Request) -> Response:
     """GET /api/v1/tasks/{task_id}"""
-    job = await _job(request)
+    grant = await entry.grant(request)
+    topic = _topic(request)
+    query.check_state(grant)
+    await entry.check(request, grant, "stream", topic)
+    job = await _job(request, topic)
     return JSONResponse({**job, "status": task(job)[1]["status"]}, headers={"Cache-Control": "no-store"})
 
 
 async def task_cancel(request: Request) -> Response:
     """POST /api/v1/tasks/{task_id}/cancel: asks, and does not wait. A task that has ended answers 409."""
+    grant = await entry.grant(request)
     topic = _topic(request)
+    await entry.check(request, grant, "cancel", topic)
     try:
         asked = await request.app.state.rowcast.state.cancel(topic.id)
     except TROUBLE as error:
@@ -42,9 +49,9 @@ async def task_cancel(request: Request) -> Response:
     return JSONResponse({"id": topic.id, "cancel_requested": asked}, 202 if asked else 409)
 
 
-async def _job(request: Request) -> dict[str, Any]:
+async def _job(request: Request, topic: Topic) -> dict[str, Any]:
     try:
-        job = (await request.app.state.rowcast.state.of(_topic(request)))["job"]
+        job = (await request.app.state.rowcast.state.of(topic))["job"]
     except TROUBLE as error:
         raise DatabaseUnavailable(explain(error)) from error
     if job is None:
@@ -52,27 +59,36 @@ async def _job(request: Request) -> dict[str, Any]:
     return dict(job)
 
 
-async def task_stream(request: Request) -> Response:
+async def _task_stream(request: Request) -> Response:
     """GET /api/v1/tasks/{task_id}/stream: the first frame is the state now, so nothing needs to be sent again."""
     rowcast = request.app.state.rowcast
     feed: Feed = rowcast.feed
+    entry.handshake(request)
+    grant = await entry.grant(request, tickets=True)
     topic, after = _topic(request), query.cursor(request)
+    query.check_state(grant)
+    target = Target((topic,), {})
+    entry.room(request, grant, target)
     try:
+        access = await entry.follow(request, grant, target, patient=False)
         snapshot = await _patiently(rowcast.state, topic)
         position = feed.known(snapshot.cursor)
         if position is None:
             raise DatabaseUnavailable("not ready yet")
         job = snapshot["job"]
         if job is None:
-            return Response(status_code=204) if after else _only(feed, sse("error", NO_TASK, snapshot.cursor))
+            return Response(status_code=204) if after else only(feed, sse("error", NO_TASK, snapshot.cursor))
         topics = (topic._replace(id=job["id"]),)
         if job["status"] in ENDED:
             told = after is not None and await _told(feed, topics[0], after, position)
-            return Response(status_code=204) if told else _only(feed, WIRES["task"].told("snapshot", snapshot.body, snapshot.cursor))
+            return Response(status_code=204) if told else only(feed, WIRES["task"].told("snapshot", snapshot.body, snapshot.cursor))
     except TROUBLE as error:
-        return _only(feed, sse("error", msgspec.json.encode({"error": explain(error)})))
+        return only(feed, sse("error", msgspec.json.encode(DatabaseUnavailable(explain(error)).described)))
     wish = Wish(view=View.of(format="task"), until_end=True)
-    return EventStream(feed, topics, wish, rowcast.settings.buffer, Start(position, "new", snapshot=snapshot.body))
+    return EventStream(feed, topics, wish, rowcast.settings.buffer, access, Start(position, "new", snapshot=snapshot.body))
+
+
+task_stream = in_band(_task_stream)
 
 
 async def _patiently(state: State, topic: Topic) -> Snapshot:
@@ -91,9 +107,3 @@ async def _told(feed: Feed, topic: Topic, after: Cursor, now: Position) -> bool:
         return False
     outcome = await feed.log.outcome(feed.hub.lineage.epoch, topic, now)
     return outcome is None or outcome.position <= position
-
-
-def _only(feed: Feed, frame: bytes) -> Response:
-    """A stream of one frame."""
-    content = b"retry: %d\n" % feed.retry() + frame
-    return Response(content, media_type="text/event-stream", headers={**HEADERS, "X-Accel-Buffering": "no"})

@@ -10,14 +10,16 @@ import msgspec
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from ..access import Access
 from ..database import TROUBLE, explain
 from ..errors import DatabaseUnavailable, InvalidParameter, NotFound, RowcastError
 from ..events import Cursor, Topic
 from ..follower import Follower
 from ..frames import WIRES, texts
+from ..grant import Grant
 from ..sinks import AsgiSink
 from ..wish import Joining, Wish
-from . import query
+from . import entry, query
 from .targets import Aim, Target
 
 logger = logging.getLogger(__name__)
@@ -49,17 +51,21 @@ def websocket(aim: Aim) -> Callable[[WebSocket], Awaitable[None]]:
     async def endpoint(socket: WebSocket) -> None:
         await socket.accept()
         try:
-            target = await aim(socket)
-            wish = query.wish(socket, target)
+            entry.handshake(socket)
+            grant = await entry.grant(socket, tickets=True)
+            target = aim(socket)
+            wish = query.wish(socket, target, grant)
+            entry.room(socket, grant, target)
+            access = await entry.follow(socket, grant, target, patient=True)
         except RowcastError as error:
-            await _only(socket, "error", _described(error), error.websocket_code)
+            await _only(socket, "error", error.described, error.websocket_code)
             return
         rowcast = socket.app.state.rowcast
         offer = socket.scope.get("extensions", {}).get("rowcast.socket")
         if offer and (sink := offer.take(rowcast.settings.buffer)):
-            offer.listen(Conversation(rowcast, target, rowcast.feed.follow(target.topics, wish, sink)).hear)
+            offer.listen(Conversation(rowcast, grant, target, rowcast.feed.follow(target.topics, wish, sink, access)).hear)
         else:
-            await _converse(socket, target, wish)
+            await _converse(socket, grant, target, wish, access)
 
     return endpoint
 
@@ -67,17 +73,18 @@ def websocket(aim: Aim) -> Callable[[WebSocket], Awaitable[None]]:
 async def _only(socket: WebSocket, type: str, data: object, code: int) -> None:
     """All that there is to say."""
     frame = WIRES["socket"].told(type, msgspec.json.encode(data))
-    await socket.send_text(next(texts(frame)))
-    await socket.close(code)
+    with suppress(OSError, WebSocketDisconnect):  # the client is gone
+        await socket.send_text(next(texts(frame)))
+        await socket.close(code)
 
 
-async def _converse(socket: WebSocket, target: Target, wish: Wish) -> None:
+async def _converse(socket: WebSocket, grant: Grant, target: Target, wish: Wish, access: Access | None) -> None:
     """Until the client is gone."""
     rowcast = socket.app.state.rowcast
     sink = AsgiSink(rowcast.settings.buffer)
     sending = asyncio.create_task(_send(socket, sink), name="send to a websocket")
     try:
-        conversation = Conversation(rowcast, target, rowcast.feed.follow(target.topics, wish, sink))
+        conversation = Conversation(rowcast, grant, target, rowcast.feed.follow(target.topics, wish, sink, access))
         while (message := await socket.receive())["type"] == "websocket.receive":
             await conversation.hear(message)
     finally:
@@ -96,10 +103,11 @@ async def _send(socket: WebSocket, sink: AsgiSink) -> None:
 class Conversation:
     """What a client says, and what it is answered, in the stream of its events."""
 
-    __slots__ = ("_follower", "_rowcast", "_target")
+    __slots__ = ("_follower", "_grant", "_rowcast", "_target")
 
-    def __init__(self, rowcast: Any, target: Target, follower: Follower) -> None:
+    def __init__(self, rowcast: Any, grant: Grant, target: Target, follower: Follower) -> None:
         self._rowcast = rowcast
+        self._grant = grant
         self._target = target
         self._follower = follower
 
@@ -134,7 +142,7 @@ class Conversation:
             self._refuse(DatabaseUnavailable(explain(error)), id)
 
     def _refuse(self, error: RowcastError, id: Name) -> None:
-        self._follower.tell("error", {**_described(error), "id": id})
+        self._follower.tell("error", {**error.described, "id": id})
 
     async def _ping(self, frame: Frame) -> None:
         self._follower.tell("pong", {"id": frame.id}, self._follower.cursor)
@@ -152,6 +160,13 @@ class Conversation:
             raise InvalidParameter("topic", f"at most {most} are waited for at once (ROWCAST_TOPICS)")
         if topic not in wanted and len(wanted) >= most:
             raise InvalidParameter("topic", f"at most {most} on one connection (ROWCAST_TOPICS)")
+        if topic not in wanted:
+            self._rowcast.limits.room(None, (topic,), connections=0)
+            if follower.access:
+                await follower.access.more(topic)
+            if follower.closed:
+                return
+            self._rowcast.limits.change(follower, more=(topic,))
         if batch is not None:
             follower.batch(batch)
         if topic in follower.topics and not (after or frame.from_):
@@ -162,6 +177,9 @@ class Conversation:
         topic = self._topic(frame)
         for joining in self._follower.unjoin(topic):
             self._refuse(GivenUp(str(topic)), joining.acknowledgement["id"])
+        if self._follower.access:
+            self._follower.access.less(topic)
+        self._rowcast.limits.change(self._follower, less=(topic,))
         self._follower.tell("unsubscribed", {"topic": str(topic), "id": frame.id}, self._follower.cursor)
 
     async def _cancel(self, frame: Frame) -> None:
@@ -169,6 +187,10 @@ class Conversation:
         if job is None:
             raise InvalidParameter("job_id", "is missing; it names the job to cancel")
         await self._check(job)
+        if self._rowcast.authority:
+            project = self._target.about.get("project_id")
+            ways = [(Topic.of("project", project),)] if project else []
+            await self._rowcast.authority.examine(self._grant, "cancel", [*ways, (Topic.of("job", job),)])
         asked = await self._rowcast.state.cancel(Topic.of("job", job).id)
         self._follower.tell("cancel", {"job_id": job, "asked": asked, "id": frame.id}, self._follower.cursor)
 
@@ -191,6 +213,8 @@ class Conversation:
 class InvalidFrame(InvalidParameter):
     """A frame that means nothing here."""
 
+    code = "invalid_frame"
+
     def __init__(self, problem: str) -> None:
         super().__init__("frame", problem)
 
@@ -198,19 +222,7 @@ class InvalidFrame(InvalidParameter):
 class GivenUp(RowcastError):
     """A topic that was given up before it was followed."""
 
+    code = "given_up"
+
     def __init__(self, topic: str) -> None:
         super().__init__(f"{topic} was unsubscribed meanwhile")
-
-
-CODES: dict[type[RowcastError], str] = {
-    InvalidFrame: "invalid_frame",
-    InvalidParameter: "invalid_parameter",
-    NotFound: "not_found",
-    GivenUp: "given_up",
-    DatabaseUnavailable: "unavailable",
-}
-
-
-def _described(error: RowcastError) -> dict[str, str]:
-    code = next((code for kind, code in CODES.items() if isinstance(error, kind)), "internal")
-    return {"error": " ".join(str(error).split()), "code": code}
