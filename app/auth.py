@@ -60,10 +60,15 @@ class Verifier:
         self._client = jwt.PyJWKClient(settings.jwks_url, timeout=FETCH_TIMEOUT, cache_jwk_set=False) if settings.jwks_url else None
         self._fetching: asyncio.Task[None] | None = None
         self._fetched = float("-inf")
-        self.trouble: str | None = "the keys have not been fetched yet" if self._client else None
+        self._problem: str | None = "the keys have not been fetched yet" if self._client else None
 
     def __repr__(self) -> str:
         return f"<Verifier {[*self._keys, *(self._remote or ())]}>"
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no token can be checked now. While an issuer is away, its keys of before are used on."""
+        return self._problem if self._remote is None else None
 
     @property
     def has_keys(self) -> bool:
@@ -73,7 +78,7 @@ class Verifier:
         """Ask for the keys now and then: one that is withdrawn is no longer taken."""
         while self._client:
             await self._fetch()
-            await asyncio.sleep(COOLDOWN if self.trouble else KEYS_LIFE)
+            await asyncio.sleep(COOLDOWN if self._problem else KEYS_LIFE)
 
     async def verify(self, token: str) -> Grant:
         """Unauthorized where it does not hold, KeysUnavailable where that cannot be known now."""
@@ -92,7 +97,7 @@ class Verifier:
     def _decode(self, token: str, keys: Sequence[Key]) -> dict[str, Any]:
         if not keys:
             if self._client and self._remote is None:
-                raise KeysUnavailable(f"the token cannot be checked: {self.trouble}")
+                raise KeysUnavailable("the token cannot be checked: its issuer's keys are not there yet")
             raise Unauthorized("the token is of a key or an algorithm that is not known here")
         for key in keys:
             with suppress(jwt.InvalidSignatureError):
@@ -148,11 +153,11 @@ class Verifier:
             self._fetched = time.monotonic()
             self._fetching = None
 
-    def _report(self, trouble: str | None) -> None:
+    def _report(self, problem: str | None) -> None:
         """One line a change of state."""
-        if trouble and self.trouble != trouble:
-            logger.warning("keys: %s%s", trouble, "; those of before are used on" if self._remote else "")
-        self.trouble = trouble
+        if problem and self._problem != problem:
+            logger.warning("keys: %s%s", problem, "; those of before are used on" if self._remote else "")
+        self._problem = problem
 
 
 def _header(token: str) -> dict[str, Any]:

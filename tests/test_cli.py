@@ -7,11 +7,12 @@ import signal
 import sys
 from pathlib import Path
 
+import jwt
 import pytest
 from rowcast import __version__
 from rowcast.settings import Settings, load
 
-from .rig import SECRET, Stream, Writer
+from .rig import SECRET, Hub, Stream, Writer
 
 
 async def rowcast(*arguments: str, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
@@ -149,6 +150,34 @@ async def test_dev_starts_everything_and_survives_the_death_of_its_hub(tmp_path:
     process.send_signal(signal.SIGINT)
     await process.stdout.read()
     assert await process.wait() == 0
+
+
+async def test_a_key_a_token_and_its_end(database: str, tmp_path: Path) -> None:
+    status, made = await rowcast("key", cwd=tmp_path)
+    secret = made.strip()
+    assert (status, len(secret) >= 32) == (0, True)
+    given = {"ROWCAST_KEY": secret, "DATABASE_URL": database}
+    arguments = ["--session", "a", "--session", "team-*", "--project", "*", "--right", "cancel", "--type", "message.*", "--minutes", "5"]
+    status, made = await rowcast("token", "alice", *arguments, cwd=tmp_path, **given)
+    assert status == 0
+    claims = jwt.decode(made.strip(), secret, algorithms=["HS256"])
+    assert claims["rowcast"] == {"sessions": ["a", "team-*"], "projects": ["*"], "rights": ["cancel"], "types": ["message.*"]}
+    assert (claims["sub"], claims["exp"] - claims["iat"]) == ("alice", pytest.approx(300))
+    status, made = await rowcast("token", "alice", cwd=tmp_path, ROWCAST_ISSUER="i", ROWCAST_AUDIENCE="a", **given)
+    async with Hub(database, key=secret, issuer="i", audience="a") as hub:
+        assert (await hub.call("GET", "/api/poll?topic=user:alice", made.strip()))[0] == 200
+        assert await rowcast("revoke", "alice", cwd=tmp_path, **given) == (0, "revoked\n")
+        assert (await hub.call("GET", "/api/poll?topic=user:alice", made.strip()))[0] == 401
+    for wrong, says in (
+        (["token", "alice"], "ROWCAST_KEY is not set"),
+        (["token", ""], "the token's claims cannot be read: sub: must be 1 to 128"),
+        (["token", "alice", "--right", "all"], "Invalid enum value 'all'"),
+        (["revoke"], "say what to revoke"),
+    ):
+        environment = {"DATABASE_URL": database} if wrong == ["token", "alice"] else given
+        status, said = await rowcast(*wrong, cwd=tmp_path, **environment)
+        assert (status, len(said.splitlines())) == (2, 1), said
+        assert says in said
 
 
 def test_versions_agree(project_root: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from rowcast.picture import Message, harmless
 from rowcast.tail import Target
 
-from .rig import Hub, HubProcess, Writer, until
+from .rig import SECRET, Hub, HubProcess, Writer, token, until
 
 ENDS = {"completed": 0, "failed": 1, "cancelled": 3}
 _OF_OURS = ("NO_COLOR", "COLUMNS", "LINES")  # the terminal says how large it is
@@ -36,10 +36,10 @@ class Tail:
     reading: list["asyncio.Task[None]"] = field(default_factory=list)
 
     @classmethod
-    async def start(cls, *arguments: str) -> "Tail":
+    async def start(cls, *arguments: str, **environment: str) -> "Tail":
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "rowcast.cli", "tail", *arguments, stdout=pipe, stderr=pipe, env=ENVIRONMENT
+            sys.executable, "-m", "rowcast.cli", "tail", *arguments, stdout=pipe, stderr=pipe, env={**ENVIRONMENT, **environment}
         )
         tail = cls(process)
         cls.started.append(tail)
@@ -254,6 +254,29 @@ async def test_an_error_is_one_line(hub: Hub, arguments: list[str], said: str) -
     assert said in tail.err
     assert len(tail.err.splitlines()) == 1
     assert tail.out == ""
+
+
+async def test_with_a_token(database: str, writer: Writer) -> None:
+    async with Hub(database, key=SECRET) as hub:
+        session = await writer.session()
+        await writer.db.execute("UPDATE session SET owner_id = 'alice'")
+        job = await writer.insert("job", session_id=session, status="completed")
+        tail = await Tail.start(session, "--url", hub.url, "--json", ROWCAST_TOKEN=token("alice"))
+        await until(lambda: "caught_up" in tail.types())
+        task = await Tail.start(f"job:{job}", "--url", hub.url, "--token", token("alice"))
+        assert await task.end() == 0
+        for given, said in (
+            ({}, "the hub answers 401: there is no token: Authorization: Bearer <token>, or the cookie"),
+            ({"ROWCAST_TOKEN": "x"}, "the hub answers 401: the token is no JSON Web Token"),
+            ({"ROWCAST_TOKEN": token("bob")}, f"the hub answers 403: session:{session}: not allowed, or not there"),
+            ({"ROWCAST_TOKEN": "x\ny"}, "the token is none: it has characters that no token has"),
+        ):
+            refused = await Tail.start(session, "--url", hub.url, **given)
+            assert await refused.end() == 2
+            assert refused.err == f"rowcast: {said}\n"
+        await writer.db.execute("SELECT rowcast.revoke('alice')")
+        assert await tail.end() == 2
+        assert tail.err.splitlines()[-1] == "rowcast: the hub answers 401: the token is revoked"
 
 
 async def test_what_is_no_hub(hub: Hub) -> None:
