@@ -14,7 +14,7 @@ from .database import Pool
 from .errors import ConfigurationError, DatabaseUnavailable, Forbidden, Unauthorized
 from .events import Kind, Topic, Topics
 from .grant import Belongs, Grant, Right
-from .grounds import Grounds
+from .grounds import ALL, Grounds
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,9 @@ class Access:
 
     @property
     def due(self) -> bool:
-        """Whether to ask before anything more is told."""
-        return self.doubtful or time.time() >= self.ends
+        """Whether to ask before anything more is told. Where nobody has begun to listen, also what shook others may be ours."""
+        unheard = self._on_doubt is None and self._doubted != self._authority.grounds.shakes
+        return self.doubtful or unheard or time.time() >= self.ends
 
     def doubt(self) -> None:
         self.doubtful = True
@@ -61,22 +62,17 @@ class Access:
             self._on_doubt()
 
     async def ask(self) -> None:
-        """Unauthorized or Forbidden where it may not (any more)."""
-        authority = self._authority
-        self.doubtful = False  # what changes from here on is heard
-        authority.grounds.asking(self)
-        try:
-            grounds = await authority.examine(self.grant, self.right, self.ways, self.ends)
-        except BaseException:
-            self.doubtful = True
-            raise
-        finally:
-            authority.grounds.asked(self)
+        """Unauthorized or Forbidden where it may not (any more). In doubt until that is answered."""
+        authority, ways = self._authority, self.ways
+        with authority.grounds.heard() as heard:
+            grounds = await authority.examine(self.grant, self.right, ways, self.ends)
         if self._on_doubt:
             authority.grounds.leave(self, self.grounds)
             authority.grounds.rest(self, grounds)
         self.grounds = grounds
         self._doubted = authority.grounds.shakes
+        # What changed meanwhile, the answer may not know.
+        self.doubtful = self.ways is not ways or ALL in heard or not heard.isdisjoint(grounds)
 
     def begin(self, on_doubt: Callable[[], None]) -> None:
         """Its client is connected: told of each doubt from now on."""
@@ -114,15 +110,18 @@ class Authority:
             raise Unauthorized("the token has expired")
         if self._check is None and not grant.has(right):
             raise Forbidden(f"the token does not give the right to {right}")
+        topics = tuple(dict.fromkeys(topic for way in ways for topic in way))
+        rows = await self._belongings(grant, topics)
         refused: Topic | None = None
         for way in ways:
-            rows = await self._belongings(grant, way)
             refused = await self._uncovered(grant, right, way, rows)
             if refused is None:
-                grounds = grant.revocable_as | {str(topic) for topic in way} | {f"session:{row.session_id}" for row in rows.values()}
-                if await self._revoked(grant, grounds):
+                sessions = {str(topic) for topic in topics if topic.kind == "session"} | {
+                    f"session:{row.session_id}" for row in rows.values()
+                }
+                if await self._revoked(grant, grant.revocable_as | sessions):
                     raise Unauthorized("the token is revoked")
-                return grounds
+                return grant.revocable_as | sessions | {str(topic) for topic in topics}
         raise Forbidden(f"{refused}: not allowed, or not there")
 
     async def _uncovered(self, grant: Grant, right: Right, topics: Topics, rows: dict[Topic, Belongs]) -> Topic | None:
@@ -143,9 +142,10 @@ class Authority:
             raise DatabaseUnavailable("whether that is allowed cannot be known right now") from error
 
     async def _belongings(self, grant: Grant, topics: Topics) -> dict[Topic, Belongs]:
-        """Of those topics that the grant alone does not decide, and of what could be revoked with its session."""
-        asked = [topic for topic in topics if topic.kind in LOOKED_UP and not (topic.kind == "session" and grant.covers(topic, None))]
-        if not asked or (grant.is_admin and self._check is None):
+        """Of those topics that the grant alone does not decide, and of what can be revoked with its session."""
+        alone = ("session", "project")
+        asked = [topic for topic in topics if topic.kind in LOOKED_UP and not (topic.kind in alone and grant.covers(topic, None))]
+        if not asked:
             return {}
         try:
             found = await self._pool.fetch(BELONGINGS, grant.subject, [topic.kind for topic in asked], [topic.id for topic in asked])
@@ -153,9 +153,9 @@ class Authority:
             return {}  # no reference tables: nobody owns anything
         return {asked[row["n"] - 1]: Belongs(row["session_id"], row["project_id"], row["owned"], row["member"]) for row in found}
 
-    async def _revoked(self, grant: Grant, grounds: frozenset[str]) -> bool:
+    async def _revoked(self, grant: Grant, names: frozenset[str]) -> bool:
         try:
-            return bool(await self._pool.fetchval(REVOKED, list(grounds), grant.issued, self.leeway))
+            return bool(await self._pool.fetchval(REVOKED, list(names), grant.issued, self.leeway))
         except asyncpg.UndefinedTableError:
             return False  # a schema one version older
 

@@ -5,6 +5,7 @@ a public key cannot be taken for a secret, and `none` fits no key.
 """
 
 import asyncio
+import base64
 import json
 import logging
 import time
@@ -19,7 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 
 from .errors import ConfigurationError, KeysUnavailable, Unauthorized
 from .grant import Grant
@@ -120,7 +121,7 @@ class Verifier:
             raise
         except jwt.ExpiredSignatureError:
             raise Unauthorized("the token has expired") from None
-        except jwt.InvalidTokenError as error:
+        except jwt.PyJWTError as error:
             raise Unauthorized(f"the token does not hold: {' '.join(str(error).split())[:200]}") from None
         except (ValueError, TypeError, OverflowError, RecursionError):
             raise Unauthorized("the token cannot be read") from None
@@ -142,8 +143,8 @@ class Verifier:
             keys = [key for key in jwk_set(found) if key.algorithm != "HS256" and not weakness(key.material)]
             if not keys:
                 raise ConfigurationError(f"there is no key for {', '.join(ALGORITHMS[1:])}")
-        except (jwt.PyJWTError, OSError, ValueError, ConfigurationError) as error:
-            self._report(f"{self._settings.jwks_url}: {' '.join(str(error).split())[:200]}")
+        except Exception as error:  # whatever an address may answer with
+            self._report(f"ROWCAST_JWKS_URL: {' '.join(str(error).split())[:200] or type(error).__name__}")
         else:
             if keys != self._remote:
                 logger.info("keys: %s", ", ".join(f"{key.id} ({key.algorithm})" for key in keys))
@@ -190,7 +191,8 @@ def configured_keys(settings: Settings) -> list[Key]:
 
 
 def read_keys(text: str, where: str) -> list[Key]:
-    """Public keys as PEM, a JSON Web Key or a set of them (RFC 7517), or else a secret."""
+    """Public keys as PEM, a JSON Web Key or a set of them (RFC 7517), or else a secret, if it looks like nothing that is known."""
+    text = text.strip().lstrip("\ufeff").strip()
     if "PRIVATE KEY-----" in text:
         raise ConfigurationError(f"{where}: holds a private key; the hub needs the public one, and should have no other")
     if "-----BEGIN" in text:
@@ -203,7 +205,27 @@ def read_keys(text: str, where: str) -> list[Key]:
         if not keys:
             raise ConfigurationError(f"{where}: has no key for {', '.join(ALGORITHMS)}")
         return [_strong(key, where) for key in keys]
+    if problem := _is_no_secret(text):
+        raise ConfigurationError(f"{where}: {problem}")
     return [_strong(Key(None, "HS256", text.encode()), where)]
+
+
+def _is_no_secret(text: str) -> str | None:
+    """What others know would be taken for one: whoever knows it could sign as they like."""
+    if "://" in text:
+        return "is an address: ROWCAST_JWKS_URL takes one"
+    if text.startswith(("/", "./", "~/")):
+        return "is a path: ROWCAST_KEY_FILES takes some"
+    if text.startswith(("ssh-", "ecdsa-", "[", "{", "MII")) or _is_der(text):
+        return "is a key in a form that is not known here: it takes PEM (-----BEGIN PUBLIC KEY-----) and JSON Web Keys"
+    return None
+
+
+def _is_der(text: str) -> bool:
+    with suppress(ValueError, UnsupportedAlgorithm):
+        load_der_public_key(base64.b64decode("".join(text.split()), altchars=b"-_" if set(text) & {"-", "_"} else None))
+        return True
+    return False
 
 
 def _pem(text: str, where: str) -> Key:
@@ -247,9 +269,9 @@ def jwk_set(found: Any) -> list[Key]:
 
 def _usable(listed: Iterable[Any]) -> Iterable[Key]:
     for each in listed:
-        if not isinstance(each, dict) or each.get("use", "sig") != "sig" or "verify" not in each.get("key_ops", ["verify"]):
-            continue
-        with suppress(jwt.PyJWTError, ValueError, TypeError, KeyError):
+        with suppress(jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
+            if each.get("use", "sig") != "sig" or "verify" not in each.get("key_ops", ["verify"]):
+                continue
             key = jwt.PyJWK(each)
             algorithm = "HS256" if isinstance(key.key, bytes) else _algorithm_of(key.key)
             if algorithm and key.algorithm_name == algorithm:

@@ -39,6 +39,11 @@ def explain(error: BaseException) -> str:
     return f"{lines[0]}" if lines else type(error).__name__
 
 
+def unavailable(error: BaseException) -> DatabaseUnavailable:
+    """What a client is told: nothing of hosts and roles, which causes may name. `/readyz` and the log tell those."""
+    return error if isinstance(error, DatabaseUnavailable) else DatabaseUnavailable("the database cannot be used right now")
+
+
 async def connect(url: str, name: str, command_timeout: float | None = None, **server_settings: str) -> Connection:
     """A connection of its own, with keepalives that find a half-open one in seconds instead of hours."""
     connection = await asyncpg.connect(

@@ -28,6 +28,8 @@ JOB_FAMILIES = ("ingest.job", "agent.run", "workflow.run", "task")
 ENDED = ("completed", "failed", "cancelled")
 """Of a job."""
 
+CREATED = {f"{family}.created" for family in JOB_FAMILIES}
+
 OF_ITSELF: dict[Kind, list[str]] = {
     "job": ["job.deleted", *(f"{family}.{change}" for family in JOB_FAMILIES for change in ("created", "updated", "progress", *ENDED))],
     "request": ["request_update", "request.deleted"],
@@ -154,6 +156,8 @@ class Event:
             return f"job:{self.row.get('id')}"
         if self.type == "request.deleted":
             return f"request:{self.fields.get('request_id')}"
+        if self.job_id is not None and self.type in CREATED:
+            return f"job:{self.job_id}"  # now it belongs somewhere
         return None
 
     @property

@@ -84,7 +84,7 @@ class Feed:
         """A new client: it is told from where on, what it missed, and what comes, as long as it may."""
         follower = Follower(self, topics, wish, sink, access)
         try:
-            self.limits.room(follower.subject, topics)  # many may have been let in at once
+            self.limits.room(follower.subject, () if follower.doubtful else topics)  # many may have been let in at once
         except TooMany as error:
             follower.refuse(error)
             return follower
@@ -238,7 +238,10 @@ class Feed:
         wish = follower.wish
         if wish.since == "snapshot" and wish.admission:
             await wish.admission.ask()
-        follower.begin(await self.locate(follower.topics, wish.after, wish.since))
+        start = await self.locate(follower.topics, wish.after, wish.since)
+        if start.snapshot and follower.access:
+            await follower.access.ask()  # the state may be of after a loss that we have yet to hear of
+        follower.begin(start)
 
     async def _end_if_over(self, follower: Follower) -> None:
         epoch, outcome = self.hub.lineage.epoch, None

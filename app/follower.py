@@ -23,6 +23,9 @@ from .wish import Joining, Start, Wish
 TIMER_MOST = 86400.0
 """Seconds that a timer is set for: what is further away is looked at again."""
 
+GRACE = 5.0
+"""Seconds that one who is refused gets to take what was written."""
+
 HELD, HELD_BYTES = 1000, 1_000_000
 """Bursts that wait for the end of a window, at most, and what is in them. Beyond that they do not wait."""
 
@@ -141,8 +144,11 @@ class Follower:
     # Its access: in doubt, and at its end.
 
     def doubt(self) -> None:
-        if self._catching_up is None and not self.closed:
-            self.lag()
+        if self._catching_up is not None and not self.closed:
+            self._catching_up.cancel()  # it may wait for a client that does not read
+            self.catch_up()
+        elif not self.closed:
+            self._pause()  # with what came before
 
     def _mind_expiry(self, access: Access) -> None:
         left = access.ends - time.time()
@@ -276,6 +282,7 @@ class Follower:
     def refuse(self, error: RowcastError) -> None:
         self.tell("error", {"error": str(error), "code": error.code, **self.wish.about})
         self.close(error.websocket_code)
+        asyncio.get_running_loop().call_later(GRACE, self.sink.abort)  # who does not read even that
 
     def close(self, code: int = 1000) -> None:
         """No more events; the sink ends after what was written."""
@@ -338,7 +345,7 @@ class Follower:
         self.view = View.of(self.view.text, self.view.format, milliseconds > 0, self.view.granted)
 
     def _pause(self) -> None:
-        """Its topics do not change while it is live."""
+        """It is told what it waits for, and is no longer live: its topics change, or its access."""
         if self._catching_up is None:
             if self._held:
                 self.flush(Burst.joined)

@@ -1,6 +1,7 @@
 """What every request passes first: which page it comes from, and the log of requests. Pure ASGI, and nothing is held back."""
 
 import logging
+import re
 from collections.abc import Collection
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -15,6 +16,9 @@ from .transports.entry import SUBJECT
 
 logger = logging.getLogger("rowcast.access")
 
+NAME_MOST = 30
+TOKEN = re.compile(r"[\w-]{16,}\.[\w-]{16,}\.[\w-]*")
+"""What looks like one, wherever it stands."""
 SHOWN = {"topic", "after", "from", "types", "until", "batch", "format", "wait"}
 """Of a query, in the log. Of all others only the name: some are secrets, and some are misspelt."""
 
@@ -48,8 +52,9 @@ class OriginCheck:
         origins = headers.getlist("Origin")
         if any(origin not in self._origins and not _is_of(origin, host) for origin in origins):
             return "a page of another origin asks: name it in ROWCAST_ORIGINS if it may"
-        if self._loopback_only and not (_is_here(scope) and (not host or is_loopback(_name(host)))):
-            return "without authentication the hub serves this machine only, under the name localhost or 127.0.0.1"
+        forwarded = "X-Forwarded-For" in headers or "Forwarded" in headers
+        if self._loopback_only and (forwarded or not _is_here(scope) or not (not host or is_loopback(_name(host)))):
+            return "without authentication the hub serves this machine only, without a proxy, under the name localhost or 127.0.0.1"
         return None
 
 
@@ -92,7 +97,7 @@ class AccessLog:
             if status := _status(message, accepted):
                 client = scope.get("client")
                 who = quote(scope.get(SUBJECT) or "-", safe="@:+ ")
-                path = quote(scope["path"], safe="/:@")
+                path = TOKEN.sub("…", quote(scope["path"], safe="/:@"))
                 asked = f"{scope.get('method', 'WS')} {path}{redacted(scope['query_string'].decode('latin-1'))}"
                 logger.info('%s %s "%s" %d', quote(client[0], safe=":") if client else "-", who, asked, status)
             await send(message)
@@ -118,8 +123,8 @@ def redacted(query: str) -> str:
         pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=200)
     except ValueError:
         return "?…"
-    told = (f"{quote(name)}={quote(value, safe=':*,') if name in SHOWN else '…'}" for name, value in pairs)
-    return "?" + "&".join(told) if pairs else ""
+    told = (f"{quote(name[:NAME_MOST])}={quote(value, safe=':*,') if name in SHOWN else '…'}" for name, value in pairs)
+    return TOKEN.sub("…", "?" + "&".join(told)) if pairs else ""
 
 
 class _Redacting(logging.Filter):
@@ -137,7 +142,7 @@ def _without_secrets(argument: object) -> object:
     if not isinstance(argument, str) or "?" not in argument:
         return argument
     path, _, query = argument.partition("?")
-    return path + redacted(query)
+    return TOKEN.sub("…", path) + redacted(query)
 
 
 _REDACTING = _Redacting()

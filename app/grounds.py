@@ -1,6 +1,11 @@
 """What access rests on, and whose: when something changes there, they ask again whether they may."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
+
+ALL = "*"
+"""What was shaken where that is not known."""
 
 
 class Guarded(Protocol):
@@ -15,8 +20,8 @@ class Grounds:
 
     def __init__(self) -> None:
         self._resting: dict[str, set[Guarded]] = {}
-        self._asking: set[Guarded] = set()
-        """Who finds out what it rests on: until then, on everything."""
+        self._heard: dict[int, set[str]] = {}
+        """What was shaken since each of those began to ask who ask just now, by the identity of the set."""
         self.shakes = 0
         """How often anything was in doubt."""
 
@@ -34,23 +39,31 @@ class Grounds:
                 if not resting:
                     del self._resting[ground]
 
-    def asking(self, guarded: Guarded) -> None:
-        self._asking.add(guarded)
-
-    def asked(self, guarded: Guarded) -> None:
-        self._asking.discard(guarded)
+    @contextmanager
+    def heard(self) -> Iterator[set[str]]:
+        """What is shaken while somebody finds out what it rests on."""
+        heard: set[str] = set()
+        self._heard[id(heard)] = heard
+        try:
+            yield heard
+        finally:
+            del self._heard[id(heard)]
 
     def __contains__(self, ground: str) -> bool:
         """Whether anybody's access rests on it."""
-        return ground in self._resting or bool(self._asking)
+        return ground in self._resting
 
     def shake(self, ground: str) -> None:
         self.shakes += 1
-        for guarded in (*self._asking, *self._resting.get(ground, ())):
+        for heard in self._heard.values():
+            heard.add(ground)
+        for guarded in tuple(self._resting.get(ground, ())):
             guarded.doubt()
 
     def shake_all(self) -> None:
         """What changed is not known."""
         self.shakes += 1
-        for guarded in self._asking.union(*self._resting.values()):
+        for heard in self._heard.values():
+            heard.add(ALL)
+        for guarded in set().union(*self._resting.values()):
             guarded.doubt()

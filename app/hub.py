@@ -82,10 +82,11 @@ class Hub:
         done = 0
         for n, event in enumerate(events, 1):
             ground = event.unsettles
-            if ground is not None and ground in self.grounds:
-                self._publish(events[done:n])
+            if ground is not None:
+                if ground in self.grounds:
+                    self._publish(events[done:n])
+                    done = n
                 self.grounds.shake(ground)
-                done = n
         if done < len(events):
             self._publish(events[done:])
 
@@ -131,6 +132,7 @@ class Hub:
         self.lineage = lineage
         if not known:
             self.position = head
+            self.grounds.shake_all()  # what was told up to here, nobody has heard
         elif lineage.locate(known[-1]._replace(position=self.position)) is None or head < self.position:
             self.position = head
             self._reset("epoch")

@@ -15,7 +15,7 @@ ADDRESSES = 20_000
 NETWORK = 64
 """Bits of an IPv6 address: the rest of it is one client's to choose."""
 
-PROCESS = "process"
+PROCESS = object()
 
 
 class Limits:

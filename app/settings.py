@@ -26,8 +26,8 @@ class Settings(BaseSettings):
         env_prefix="ROWCAST_", env_file=".env", env_ignore_empty=True, extra="ignore", populate_by_name=True, frozen=True
     )
 
-    database_url: str = Field(validation_alias="DATABASE_URL", description="postgresql://user:password@host:port/database")
-    listen_url: str | None = Field(None, description="where to LISTEN and sequence, if a pooler stands at DATABASE_URL")
+    database_url: str = Field(validation_alias="DATABASE_URL", repr=False, description="postgresql://user:password@host:port/database")
+    listen_url: str | None = Field(None, repr=False, description="where to LISTEN and sequence, if a pooler stands at DATABASE_URL")
     host: str = Field("127.0.0.1", description="address to bind")
     port: int = Field(8000, ge=0, le=65535, description="port to bind; 0 takes a free one")
     workers: int = Field(1, ge=1, le=64, description="processes; each has one LISTEN, one sequencer and one small pool")

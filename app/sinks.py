@@ -31,6 +31,9 @@ class Sink(Protocol):
     def close(self, code: int = 1000) -> None:
         """End the stream, after what was written; `code` is for WebSocket (RFC 6455, section 7.4)."""
 
+    def abort(self) -> None:
+        """End it now, whatever the client has yet to take."""
+
 
 class AsgiSink:
     """Bytes for one ASGI response: joined to one chunk each time the server takes some."""
@@ -68,6 +71,9 @@ class AsgiSink:
             self.code = code
         self._closed = True
         self._written.set()
+
+    def abort(self) -> None:
+        self.discard()
 
     def discard(self) -> None:
         """The client is gone: nobody is to wait for it."""
@@ -154,6 +160,9 @@ class SocketSink(asyncio.Protocol):
             self._queue(b"0\r\n\r\n")
             self.transport.close()
             self._fd = -1
+
+    def abort(self) -> None:
+        self.transport.abort()
 
     def shutdown(self) -> None:
         """The server ends, and this connection is one of its."""

@@ -13,8 +13,8 @@ from rowcast import schema
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from .rig import SECRET, Hub, token, until
-from .test_access import World, keyed, shown, world
+from .rig import SECRET, Hub, Stream, token, until
+from .test_access import World, keyed, shown, until_sequenced, world
 
 __all__ = ["keyed", "world"]
 
@@ -94,6 +94,103 @@ async def test_a_stream_ends_when_access_is_lost(world: World, how: str) -> None
         assert time.monotonic() - began < 1
     again = await world.hub.open(path.format_map(world.ids), text)
     assert again.status == (401 if code == "unauthorized" else 403)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/poll/{session_id}?from=start",
+        "/api/poll/{session_id}?from=start&wait=1",
+        "/api/sessions/{session_id}",
+        "/api/v1/tasks/{task_id}",
+        "/api/v1/tasks/{task_id}/stream",
+        "/api/sse/{session_id}?from=snapshot",
+    ],
+)
+async def test_what_is_read_after_a_loss_is_not_told(world: World, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Access is lost between the answer that let the client in and the read of what it asked for."""
+    rowcast, db = world.hub.rowcast, world.writer.db
+
+    async def lose() -> None:
+        monkeypatch.undo()
+        await db.execute("UPDATE job SET project_id = NULL, message = 'a secret of later'")
+        await db.execute("UPDATE session SET owner_id = 'bob', project_id = NULL")
+        await world.writer.message(world.ids["session_id"], "a secret of later")
+        if "poll" in path:
+            await until_sequenced(world)
+
+    def after_the_loss(call: Any) -> Any:
+        async def called(*arguments: Any) -> Any:
+            await lose()
+            return await call(*arguments)
+
+        return called
+
+    monkeypatch.setattr(rowcast.feed, "locate", after_the_loss(rowcast.feed.locate)) if "poll" in path else monkeypatch.setattr(
+        rowcast.state, "of", after_the_loss(rowcast.state.of)
+    )
+    async with await world.hub.open(path.format_map(world.ids), token("alice")) as stream:
+        body = await stream.body()
+    assert b"a secret" not in body
+    assert b"forbidden" in body
+    assert stream.status == (200 if "sse" in path else 403)
+
+
+async def test_a_session_that_is_revoked_closes_whatever_is_of_it(world: World) -> None:
+    """Also to who is let in for another reason, or before it was there."""
+    db, ids = world.writer.db, world.ids
+    of_project = f"/api/stream/projects/{ids['project_id']}/ingest/{ids['ingest']}"
+    later = UUID("00000000-0000-4000-8000-0000000000f1")
+    everything = token("root", {"rights": ["admin"]}, iat=time.time() - 60)
+    named = token("robot", {"jobs": "*"}, iat=time.time() - 60)
+    await db.execute("INSERT INTO project_member (project_id, user_id) VALUES ($1, 'carol')", UUID(ids["project_id"]))
+    cases = [(of_project, token("carol", iat=time.time() - 60)), (f"/api/stream?topic=job:{later}", named)]
+    cases += [
+        (f"/api/stream?topic={kind}:{ids[key]}", everything)
+        for kind, key in (("session", "session_id"), ("job", "agent"), ("request", "request_id"))
+    ]
+    streams = [await world.hub.open(path, text) for path, text in cases]
+    for stream in streams:
+        await stream.until("caught_up")
+    await db.execute("INSERT INTO job (id, session_id) VALUES ($1, $2)", later, UUID(ids["session_id"]))
+    await streams[1].until("task.created")
+    await db.execute("SELECT rowcast.revoke(session_id => $1)", ids["session_id"])
+    for (path, text), stream in zip(cases, streams, strict=True):
+        assert (await stream.rest())[-1].data["code"] == "unauthorized", path
+        assert (await world.hub.open(path, text)).status == 401, path
+
+
+async def test_a_user_who_is_revoked_ends_their_own_streams_alone(world: World) -> None:
+    async with await world.hub.open("/api/stream?topic=user:bob", token("root", {"rights": ["admin"]}, iat=time.time() - 60)) as stream:
+        await stream.until("caught_up")
+        await world.writer.db.execute("SELECT rowcast.revoke('bob')")
+        await world.writer.message(world.ids["other_session_id"], "of bob's")
+        await stream.until("agent.message.appended")
+
+
+async def test_what_waits_for_its_window_is_told_before_the_loss(world: World) -> None:
+    session = world.ids["session_id"]
+    async with await world.hub.open(f"/api/sse/{session}?from=now&batch=60000", token("alice")) as stream:
+        await stream.until("caught_up")
+        await world.writer.message(session, "before")
+        await until_sequenced(world)
+        await world.writer.db.execute("UPDATE session SET owner_id = 'bob', project_id = NULL WHERE id = $1", UUID(session))
+        await world.writer.message(session, "after")
+        assert [event.type for event in await stream.rest()] == ["agent.message.appended", "error"]
+
+
+async def test_who_does_not_read_is_ended_too(world: World, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rowcast.follower.GRACE", 0.2)
+    session = world.ids["session_id"]
+    async with Hub(database, key=SECRET, buffer=4096) as hub:
+        stream = await Stream.open(hub.url + f"/api/sse/{session}?from=start", limit=1024, **shown(token("alice")))
+        message = await world.writer.message(session)
+        for _ in range(30):
+            await world.writer.db.execute("UPDATE message SET text = text || repeat('x', 500000) WHERE id = $1", message)
+        await until(lambda: any(client.sink.full for client in hub.rowcast.feed._clients))  # type: ignore[attr-defined]
+        await world.writer.db.execute("SELECT rowcast.revoke('alice')")
+        await until(lambda: not hub.rowcast.feed.clients, patience=5)
+        stream.abort()
 
 
 async def test_who_keeps_access_misses_nothing_when_it_is_asked_again(world: World) -> None:
@@ -216,7 +313,7 @@ async def test_nothing_is_left_of_who_is_gone(world: World) -> None:
     await until(lambda: not world.hub.rowcast.feed.clients)
     grounds, limits = world.hub.rowcast.hub.grounds, world.hub.rowcast.limits
     assert not grounds._resting
-    assert not grounds._asking
+    assert not grounds._heard
     assert not limits._counts
     assert not limits._held
 

@@ -81,6 +81,14 @@ async def test_each_algorithm_from_each_place(algorithm: str, how: str, tmp_path
         assert not await takes(verifier, signed(other))
 
 
+async def test_white_space_around_a_key_is_none_of_it() -> None:
+    for text in (f"\ufeff {json.dumps(jwk(RSA))}\n", f"  {pem(RSA)}"):
+        verifier = Verifier(settings(key=text))
+        assert await takes(verifier, signed("RS256"))
+        for secret in (text, text.strip(), text.lstrip("\ufeff").strip()):
+            assert not await takes(verifier, forged({"alg": "HS256"}, secret.encode()))
+
+
 async def test_several_keys_so_that_they_can_be_exchanged(tmp_path: Path) -> None:
     (tmp_path / "both").write_text(pem(RSA) + pem(P256))
     verifier = Verifier(settings(key=SECRET, key_files=f"{tmp_path}/both"))
@@ -182,6 +190,12 @@ async def test_the_claim_can_have_another_name() -> None:
         (json.dumps({**jwk(RSA), "use": "enc"}), "has no key for"),
         (pem(ec.generate_private_key(ec.SECP384R1())), "of a kind that is not known"),
         (pem(rsa.generate_private_key(65537, 1024)), "has 2048 bits or more, not 1024"),
+        ("".join(pem(RSA).splitlines()[1:-1]), "is a key in a form that is not known here"),
+        ("\n".join(pem(P256).splitlines()[1:-1]), "is a key in a form that is not known here"),
+        ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl", "is a key in a form"),
+        (json.dumps([jwk(RSA)]), "is a key in a form that is not known here"),
+        ("https://id.example/realms/mine/protocol/openid-connect/certs", "is an address: ROWCAST_JWKS_URL takes one"),
+        ("/run/secrets/a-key-that-is-in-a-file.pem", "is a path: ROWCAST_KEY_FILES takes some"),
     ],
     ids=lambda value: str(value)[:24],
 )
@@ -244,7 +258,8 @@ async def test_keys_from_a_url_are_exchanged_while_it_runs(database: str) -> Non
         await asyncio.sleep(0.06)
         assert (await hub.call("GET", path, signed("RS256", header={"kid": "three"})))[0] == 401
         assert (await hub.call("GET", path, signed("RS256", header={"kid": "one"})))[0] == 401, "one that is withdrawn is no longer taken"
-        for status, keys in ((500, {}), (200, b"no JSON"), (200, {"keys": []}), (200, []), (200, {"keys": 3})):
+        odd = ({"keys": [{"kty": "RSA", "key_ops": None}, {"kty": "RSA", "key_ops": 5}, None, 7]}, b'{"keys":' + b"[" * 100_000)
+        for status, keys in ((500, {}), *((200, keys) for keys in (b"no JSON", {"keys": []}, [], {"keys": 3}, *odd))):
             issuer.status, issuer.keys = status, keys
             await asyncio.sleep(0.06)
             assert (await hub.call("GET", path, signed("RS256", header={"kid": "four"})))[0] == 401
@@ -272,6 +287,7 @@ async def test_keys_that_cannot_be_fetched_are_no_refusal_for_good(database: str
             text = signed("RS256")
             status, answer = await hub.call("GET", "/api/poll?topic=user:alice", text)
             assert (status, answer["code"]) == (503, "unavailable")
+            assert "127.0.0.1" not in answer["error"]
             assert (await hub.call("GET", "/readyz"))[0] == 503
             async with await hub.open("/api/stream?topic=user:alice", text) as stream:
                 assert stream.status == 200, "an EventSource would never come back from any other"
@@ -461,6 +477,7 @@ async def test_nothing_secret_reaches_the_log(database: str, caplog: pytest.LogC
                 (await hub.open(f"{path}?topic=user:alice", text)).abort()
                 (await hub.open(f"{path}?topic=user:alice", Cookie=f"rowcast_token={text}")).abort()
         await hub.call("GET", "/api/poll?topic=user:alice%0aFORGED", good)
+        await hub.call("GET", f"/api/poll/x;token={good}?topic=a;token={good}&{good}=1", good)
         for query, origin in ((f"token={bad}", hub.url), ("", hub.url), ("", "https://evil.example")):
             await ws_status(f"{hub.url.replace('http', 'ws')}/api/stream?{query}", {"Origin": origin})
         await hub.call("GET", "/api/poll/%0aFORGED%1b[31m", good)

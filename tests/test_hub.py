@@ -217,6 +217,26 @@ async def test_what_changes_before_a_client_is_there_is_asked_again() -> None:
     follower.gone()
 
 
+async def test_what_was_lost_before_the_log_was_known_is_asked_again() -> None:
+    """Let in while the LISTEN connection is away; what told of the loss is below the position at which the hub begins."""
+    world = World()
+    world.hub = Hub()
+    world.feed.hub = world.hub
+    world.hub.on_identified = world.feed._identified.set
+    world.feed._identified.clear()
+    gate = Gate(world)
+    access = Access(gate, GRANT, [TOPIC])
+    await access.ask()
+    follower = world.feed.follow(TOPIC, Wish(since="start"), AsgiSink(10**6), access)
+    await settle()
+    gate.open = False
+    world.shelf.events += [event(1), event(2)]
+    world.hub.identify(Lineage([Cursor(EPOCH, Position(0))]), Position(2))
+    await settle()
+    assert types_of(follower) == ["error"]
+    follower.gone()
+
+
 async def test_a_live_client_in_doubt_goes_on_where_it_was() -> None:
     world = World()
     gate = Gate(world)
@@ -240,7 +260,7 @@ async def test_a_live_client_in_doubt_goes_on_where_it_was() -> None:
     follower.gone()
     await taking
     assert not world.hub.grounds._resting
-    assert not world.hub.grounds._asking
+    assert not world.hub.grounds._heard
 
 
 async def test_what_comes_together_is_written_once_for_each_view() -> None:

@@ -101,6 +101,44 @@ async def test_a_socket_that_subscribes_counts_there_too(database: str) -> None:
                 await stream.until("caught_up")
 
 
+async def test_sockets_that_subscribe_at_once_do_not_slip_through(database: str) -> None:
+    async with Hub(database, key=SECRET, session_connections=2) as hub:
+
+        async def subscribe() -> str:
+            async with connect(
+                hub.url.replace("http", "ws") + "/api/stream", additional_headers=bearer("alice", ANY), compression=None
+            ) as socket:
+                opened.append(None)
+                await until(lambda: len(opened) == 20)
+                await socket.send(json.dumps({"action": "subscribe", "topic": "session:s", "id": 1}))
+                while (answer := json.loads(await socket.recv())).get("data", {}).get("id") != 1:
+                    pass
+                answered.append(None)
+                await until(lambda: len(answered) == 20)
+                return str(answer["type"])
+
+        opened: list[None] = []
+        answered: list[None] = []
+        assert sorted(await asyncio.gather(*(subscribe() for _ in range(20)))) == ["error"] * 18 + ["subscribed"] * 2
+
+
+async def test_a_limit_does_not_tell_what_is_there(database: str) -> None:
+    async with Hub(database, key=SECRET, session_connections=1) as hub:
+        stream = await Stream.open(f"{hub.url}/api/sse/s", **bearer("alice", ANY))
+        await stream.until("caught_up")
+        for path in ("/api/sse/s", "/api/sse/another"):
+            assert (await call("GET", hub.url + path, **bearer("mallory")))[0] == 403
+            assert await ws_status(hub.url.replace("http", "ws") + f"/api/stream?topic=session:{path[9:]}", bearer("mallory")) == 403
+
+
+async def test_nobody_is_called_as_what_is_counted(database: str) -> None:
+    async with Hub(database, key=SECRET, user_connections=2) as hub:
+        for name in ("alice", "bob", "process"):
+            for _ in range(2):
+                stream = await Stream.open(f"{hub.url}/api/sse/s", **bearer(name, ANY))
+                await stream.expect("connected", "caught_up")
+
+
 async def test_handshakes_are_limited_by_address(database: str) -> None:
     async with Hub(database, key=SECRET, handshakes=1) as hub:
         nobody = {"X-Forwarded-For": "203.0.113.7"}

@@ -100,7 +100,11 @@ async def test_a_database_error_is_tried_again_before_it_is_told(hub: Hub, write
     await on_database(database, "CREATE SEQUENCE tries", refusing)
     async with await task(hub, job) as stream:
         (error,) = await stream.rest()
-        assert (error.type, error.data, error.id) == ("error", {"error": "away", "code": "unavailable"}, None)
+        assert (error.type, error.data, error.id) == (
+            "error",
+            {"error": "the database cannot be used right now", "code": "unavailable"},
+            None,
+        )
     assert await writer.db.fetchval("SELECT last_value FROM tries") == 4
     opening = asyncio.create_task(task(hub, job))
     await until_sql(writer.db, "SELECT last_value > 4 FROM tries")

@@ -6,8 +6,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..database import TROUBLE, explain
-from ..errors import DatabaseUnavailable, Forbidden, InvalidParameter, Unauthorized
+from ..database import TROUBLE, unavailable
+from ..errors import Forbidden, InvalidParameter, Unauthorized
 from ..events import Topic
 from ..settings import is_loopback
 from ..tickets import LIFE
@@ -39,7 +39,7 @@ async def ticket(request: Request) -> Response:
         await rowcast.authority.examine(grant, "stream", [topics])
         issued = await rowcast.tickets.issue(grant, topics)
     except TROUBLE as error:
-        raise DatabaseUnavailable(explain(error)) from error
+        raise unavailable(error) from error
     return JSONResponse({"ticket": issued, "expires_in": LIFE}, 201, UNCACHED)
 
 

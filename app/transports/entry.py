@@ -6,8 +6,8 @@ from typing import Any
 from starlette.requests import HTTPConnection
 
 from ..access import Access
-from ..database import TROUBLE, explain
-from ..errors import DatabaseUnavailable, Unauthorized
+from ..database import TROUBLE, unavailable
+from ..errors import Unauthorized
 from ..events import Topic
 from ..grant import EVERYBODY, Grant, Right
 from .targets import Target
@@ -57,7 +57,7 @@ async def _redeemed(rowcast: Any, ticket: str) -> Grant:
     try:
         found: Grant = await rowcast.tickets.redeem(ticket)
     except TROUBLE as error:
-        raise DatabaseUnavailable(explain(error)) from error
+        raise unavailable(error) from error
     return found
 
 
@@ -74,7 +74,7 @@ async def follow(connection: HTTPConnection, shown: Grant, target: Target, patie
                 await target.admission.ask()
     except TROUBLE as error:
         if not patient:
-            raise DatabaseUnavailable(explain(error)) from error
+            raise unavailable(error) from error
     return access
 
 
@@ -85,11 +85,11 @@ async def check(connection: HTTPConnection, shown: Grant, right: Right, topic: T
         try:
             await rowcast.authority.examine(shown, right, [(topic,)])
         except TROUBLE as error:
-            raise DatabaseUnavailable(explain(error)) from error
+            raise unavailable(error) from error
 
 
 def room(connection: HTTPConnection, shown: Grant, target: Target) -> None:
-    """TooMany where there is none for one who stays."""
+    """TooMany where there is none for one who stays. Asked once it is let in: nobody else learns how full a session is."""
     connection.app.state.rowcast.limits.room(shown.subject, target.topics)
 
 

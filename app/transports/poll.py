@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from ..access import Access
 from ..burst import Burst, View
-from ..database import TROUBLE, explain
-from ..errors import DatabaseUnavailable, InvalidParameter
+from ..database import TROUBLE, unavailable
+from ..errors import InvalidParameter
 from ..events import Cursor, Event, Position, Topics
 from ..feed import Feed
 from ..frames import enveloped
@@ -83,7 +83,7 @@ async def _poll(feed: Feed, topics: Topics, wish: Wish, wait: float, access: Acc
         async with asyncio.timeout(LOCATE_TIMEOUT):
             start = await feed.locate(topics, wish.after, wish.since)
     except TROUBLE as error:
-        raise DatabaseUnavailable(explain(error)) from error
+        raise unavailable(error) from error
     if start.lost:
         return _body(feed, start.position, reset=start.lost)
     here = feed.hub.cursor(start.position)
@@ -112,14 +112,14 @@ async def _ask(access: Access) -> None:
     try:
         await access.ask()
     except TROUBLE as error:
-        raise DatabaseUnavailable(explain(error)) from error
+        raise unavailable(error) from error
 
 
 async def _read(feed: Feed, topics: Topics, position: Position) -> Batch:
     try:
         return await feed.log.read(feed.hub.lineage.epoch, position, feed.hub.position, topics)
     except TROUBLE as error:
-        raise DatabaseUnavailable(explain(error)) from error
+        raise unavailable(error) from error
 
 
 async def _wait(feed: Feed, waiter: Waiter, seconds: float, access: Access | None) -> bool:

@@ -3,8 +3,8 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..database import TROUBLE, explain
-from ..errors import DatabaseUnavailable, NotFound
+from ..database import TROUBLE, unavailable
+from ..errors import NotFound
 from ..events import Topic
 from . import entry, query
 
@@ -18,7 +18,8 @@ async def session_state(request: Request) -> Response:
     try:
         snapshot = await request.app.state.rowcast.state.of(topic)
     except TROUBLE as error:
-        raise DatabaseUnavailable(explain(error)) from error
+        raise unavailable(error) from error
+    await entry.check(request, grant, "stream", topic)  # still, now that we have it
     if snapshot["session"] is None:
         raise NotFound("no such session")
     return Response(snapshot.body, media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -90,8 +90,8 @@ def stream(aim: Aim) -> Callable[[Request], Awaitable[Response]]:
         grant = await entry.grant(request, tickets=True)
         target = aim(request)
         wish = query.wish(request, target, grant)
-        entry.room(request, grant, target)
         access = await entry.follow(request, grant, target, patient=True)
+        entry.room(request, grant, target)
         if await ended(rowcast.feed, target.topics, wish):
             return Response(status_code=204)  # tells EventSource to stay away
         return EventStream(rowcast.feed, target.topics, wish, rowcast.settings.buffer, access)

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..burst import View
-from ..database import TROUBLE, explain
+from ..database import TROUBLE, unavailable
 from ..errors import DatabaseUnavailable, NotFound
 from ..events import ENDED, Cursor, Position, Topic
 from ..feed import Feed
@@ -34,6 +34,7 @@ async def task_state(request: Request) -> Response:
     query.check_state(grant)
     await entry.check(request, grant, "stream", topic)
     job = await _job(request, topic)
+    await entry.check(request, grant, "stream", topic)  # still, now that we have it
     return JSONResponse({**job, "status": task(job)[1]["status"]}, headers={"Cache-Control": "no-store"})
 
 
@@ -45,7 +46,7 @@ async def task_cancel(request: Request) -> Response:
     try:
         asked = await request.app.state.rowcast.state.cancel(topic.id)
     except TROUBLE as error:
-        raise DatabaseUnavailable(explain(error)) from error
+        raise unavailable(error) from error
     return JSONResponse({"id": topic.id, "cancel_requested": asked}, 202 if asked else 409)
 
 
@@ -53,7 +54,7 @@ async def _job(request: Request, topic: Topic) -> dict[str, Any]:
     try:
         job = (await request.app.state.rowcast.state.of(topic))["job"]
     except TROUBLE as error:
-        raise DatabaseUnavailable(explain(error)) from error
+        raise unavailable(error) from error
     if job is None:
         raise NotFound("Task not found")
     return dict(job)
@@ -68,10 +69,12 @@ async def _task_stream(request: Request) -> Response:
     topic, after = _topic(request), query.cursor(request)
     query.check_state(grant)
     target = Target((topic,), {})
-    entry.room(request, grant, target)
     try:
         access = await entry.follow(request, grant, target, patient=False)
+        entry.room(request, grant, target)
         snapshot = await _patiently(rowcast.state, topic)
+        if access:
+            await access.ask()  # still, now that we have it
         position = feed.known(snapshot.cursor)
         if position is None:
             raise DatabaseUnavailable("not ready yet")
@@ -83,7 +86,7 @@ async def _task_stream(request: Request) -> Response:
             told = after is not None and await _told(feed, topics[0], after, position)
             return Response(status_code=204) if told else only(feed, WIRES["task"].told("snapshot", snapshot.body, snapshot.cursor))
     except TROUBLE as error:
-        return only(feed, sse("error", msgspec.json.encode(DatabaseUnavailable(explain(error)).described)))
+        return only(feed, sse("error", msgspec.json.encode(unavailable(error).described)))
     wish = Wish(view=View.of(format="task"), until_end=True)
     return EventStream(feed, topics, wish, rowcast.settings.buffer, access, Start(position, "new", snapshot=snapshot.body))
 

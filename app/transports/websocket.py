@@ -11,8 +11,8 @@ from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..access import Access
-from ..database import TROUBLE, explain
-from ..errors import DatabaseUnavailable, InvalidParameter, NotFound, RowcastError
+from ..database import TROUBLE, unavailable
+from ..errors import InvalidParameter, NotFound, RowcastError
 from ..events import Cursor, Topic
 from ..follower import Follower
 from ..frames import WIRES, texts
@@ -55,8 +55,8 @@ def websocket(aim: Aim) -> Callable[[WebSocket], Awaitable[None]]:
             grant = await entry.grant(socket, tickets=True)
             target = aim(socket)
             wish = query.wish(socket, target, grant)
-            entry.room(socket, grant, target)
             access = await entry.follow(socket, grant, target, patient=True)
+            entry.room(socket, grant, target)
         except RowcastError as error:
             await _only(socket, "error", error.described, error.websocket_code)
             return
@@ -139,7 +139,7 @@ class Conversation:
         except RowcastError as error:
             self._refuse(error, id)
         except TROUBLE as error:
-            self._refuse(DatabaseUnavailable(explain(error)), id)
+            self._refuse(unavailable(error), id)
 
     def _refuse(self, error: RowcastError, id: Name) -> None:
         self._follower.tell("error", {**error.described, "id": id})
@@ -161,11 +161,11 @@ class Conversation:
         if topic not in wanted and len(wanted) >= most:
             raise InvalidParameter("topic", f"at most {most} on one connection (ROWCAST_TOPICS)")
         if topic not in wanted:
-            self._rowcast.limits.room(None, (topic,), connections=0)
             if follower.access:
                 await follower.access.more(topic)
             if follower.closed:
                 return
+            self._rowcast.limits.room(None, (topic,), connections=0)
             self._rowcast.limits.change(follower, more=(topic,))
         if batch is not None:
             follower.batch(batch)
