@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -36,7 +37,7 @@ class Access:
 
     def __init__(self, authority: "Authority", grant: Grant, ways: Sequence[Topics], right: Right = "stream") -> None:
         self._authority = authority
-        self.grant = grant
+        self.grant = authority.kept(grant)
         self.ways = list(ways)
         """It may if it may follow all of one of these."""
         self.right = right
@@ -103,6 +104,10 @@ class Authority:
         self.grounds = grounds
         self._check = check
         self.leeway = leeway
+
+    def kept(self, grant: Grant) -> Grant:
+        """As much of it as a client costs memory for while it is there."""
+        return grant if self._check else replace(grant, claims={})
 
     async def examine(self, grant: Grant, right: Right, ways: Sequence[Topics], ends: float | None = None) -> frozenset[str]:
         """What the access rests on. Unauthorized, Forbidden, or whatever a database that is away raises."""

@@ -97,7 +97,7 @@ class AccessLog:
             if status := _status(message, accepted):
                 client = scope.get("client")
                 who = quote(scope.get(SUBJECT) or "-", safe="@:+ ")
-                path = TOKEN.sub("…", quote(scope["path"], safe="/:@"))
+                path = without_tokens(quote(scope["path"], safe="/:@"))
                 asked = f"{scope.get('method', 'WS')} {path}{redacted(scope['query_string'].decode('latin-1'))}"
                 logger.info('%s %s "%s" %d', quote(client[0], safe=":") if client else "-", who, asked, status)
             await send(message)
@@ -117,6 +117,10 @@ def _status(message: Message, accepted: bool) -> int | None:
     return None
 
 
+def without_tokens(text: str) -> str:
+    return TOKEN.sub("…", text) if text.count(".") > 1 else text
+
+
 def redacted(query: str) -> str:
     """A query for a log: the values of what is known to be harmless, and the names of the rest."""
     try:
@@ -124,7 +128,7 @@ def redacted(query: str) -> str:
     except ValueError:
         return "?…"
     told = (f"{quote(name[:NAME_MOST])}={quote(value, safe=':*,') if name in SHOWN else '…'}" for name, value in pairs)
-    return TOKEN.sub("…", "?" + "&".join(told)) if pairs else ""
+    return without_tokens("?" + "&".join(told)) if pairs else ""
 
 
 class _Redacting(logging.Filter):
@@ -142,7 +146,7 @@ def _without_secrets(argument: object) -> object:
     if not isinstance(argument, str) or "?" not in argument:
         return argument
     path, _, query = argument.partition("?")
-    return TOKEN.sub("…", path) + redacted(query)
+    return without_tokens(path) + redacted(query)
 
 
 _REDACTING = _Redacting()

@@ -207,6 +207,22 @@ def streams(path: str, aim: targets.Aim) -> list[BaseRoute]:
     return [Route(path, stream(aim)), WebSocketRoute(path, websocket(aim))]
 
 
+def cross_origin(origins: list[str]) -> list[Middleware]:
+    """The headers with which browsers let pages of these use the hub. Those of its own origin need none."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("Authorization", "Last-Event-ID", "If-None-Match", "Cache-Control", "Content-Type"),
+            expose_headers=("ETag", "Retry-After"),
+            allow_credentials=True,
+        )
+    ]
+
+
 def create_verifier(settings: Settings) -> Verifier | None:
     """None under `no_auth`. ConfigurationError where nothing says whom to let in."""
     verifier = Verifier(settings)
@@ -249,14 +265,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
         middleware=[
             Middleware(AccessLog),
             Middleware(OriginCheck, origins=settings.allowed_origins, loopback_only=settings.no_auth),
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.allowed_origins,
-                allow_methods=("GET", "POST", "DELETE"),
-                allow_headers=("Authorization", "Last-Event-ID", "If-None-Match", "Cache-Control", "Content-Type"),
-                expose_headers=("ETag", "Retry-After"),
-                allow_credentials=True,
-            ),
+            *cross_origin(settings.allowed_origins),
         ],
         lifespan=lifespan,
     )

@@ -66,6 +66,8 @@ async def follow(connection: HTTPConnection, shown: Grant, target: Target, patie
     before anything is told."""
     rowcast = connection.app.state.rowcast
     access = Access(rowcast.authority, shown, target.ways) if rowcast.authority else None
+    if access is None and target.admission is None:
+        return None
     try:
         async with asyncio.timeout(PATIENCE):
             if access:
