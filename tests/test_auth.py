@@ -378,7 +378,7 @@ def headers(chance: random.Random, text: str) -> list[tuple[str, str]]:
     return chance.sample(kinds, chance.randrange(1, len(kinds)))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 async def test_no_token_and_no_header_gives_a_500(database: str, caplog: pytest.LogCaptureFixture, seed: int) -> None:
     chance = random.Random(seed)
     tokens = mutations(seed)
@@ -393,7 +393,7 @@ async def test_no_token_and_no_header_gives_a_500(database: str, caplog: pytest.
     ]
     async with Hub(database, key=SECRET, query_token=seed % 2 == 1) as hub:
         found: dict[int, int] = {}
-        for _ in range(400):
+        for _ in range(300):
             text = next(tokens)
             status = await fuzzed(hub, chance, chance.choice(paths), text)
             found[status] = found.get(status, 0) + 1
