@@ -7,9 +7,9 @@ from typing import Any
 
 import jwt
 
-from .auth import read_keys
 from .errors import ConfigurationError, Unauthorized
 from .grant import Grant
+from .keys import read_keys
 from .settings import Settings
 
 SECRET_BYTES = 32

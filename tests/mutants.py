@@ -109,7 +109,7 @@ MUTANTS = [
     Mutant("state of after a loss", 7, "app/transports/sessions.py", '    await entry.check(request, grant, "stream", topic)  # still', "    # still", "test_access_life"),
     Mutant("snapshot of after a loss", 7, "app/feed.py", "            await follower.access.ask()  # the state", "            pass  # the state", "test_access_life"),
     Mutant("unheard by a poll", 7, "app/access.py", "return self.doubtful or unheard or", "return self.doubtful or", "test_access_life"),
-    Mutant("a public key as a secret", 7, "app/auth.py", "or _is_der(text)", "", "test_auth"),
+    Mutant("a public key as a secret", 7, "app/keys.py", "or _is_der(text)", "", "test_auth"),
     Mutant("after its end", 7, "app/follower.py", 'self.refuse(Unauthorized("the token has expired"))', "pass", "test_access_life"),
     Mutant("a poll in no doubt", 7, "app/transports/poll.py", "            access.begin(waiter.wake)\n", "", "test_access_life"),
     Mutant("any origin", 7, "app/gate.py", "origin not in self._origins and not _is_of(origin, host)", "False", "test_access"),

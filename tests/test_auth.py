@@ -16,8 +16,9 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from rowcast.auth import COOLDOWN, Verifier, read_keys
+from rowcast.auth import COOLDOWN, Verifier
 from rowcast.errors import ConfigurationError, Unauthorized
+from rowcast.keys import read_keys
 from rowcast.settings import Settings
 
 from .rig import SECRET, Hub, call, token, until
