@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALLED := --editable '.[dev,test]' --editable './clients/python[sqlalchemy,psycopg,langgraph,directus]'
 
 # Each process has a PostgreSQL of its own; one that is given is shared, and its roles are everybody's.
 PYTEST_ARGS ?= $(if $(TEST_DATABASE_URL),,--numprocesses 3 --dist worksteal)
@@ -14,12 +15,12 @@ help: ## list the targets
 
 setup: $(VENV)/ready ## set up .venv with everything
 
-$(VENV)/ready: pyproject.toml requirements.lock
+$(VENV)/ready: pyproject.toml clients/python/pyproject.toml requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if command -v uv >/dev/null; then \
-	  uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[dev,test]'; \
+	  uv pip install --quiet --python $(BIN)/python --constraint requirements.lock $(INSTALLED); \
 	else \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev,test]'; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock $(INSTALLED); \
 	fi
 	@touch $@
 

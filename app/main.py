@@ -30,6 +30,7 @@ from .limits import Limits
 from .listener import Listener
 from .log import Log
 from .pruner import prune
+from .reaper import reap
 from .sequencer import Sequencer
 from .settings import Settings
 from .state import State
@@ -111,6 +112,7 @@ class Rowcast:
         self.supervisor.start("listener", self.listener.run)
         self.supervisor.start("sequencer", self.sequencer.run)
         self.supervisor.start("pruner", lambda: prune(self.log, self.sequencer, timedelta(seconds=settings.retention)))
+        self.supervisor.start("reaper", lambda: reap(self.pool, lambda: self.listener.trouble or self.sequencer.trouble))
         self.supervisor.start("server watch", self._watch_server)
         if self.verifier:
             self.supervisor.start("keys", self.verifier.run)

@@ -67,8 +67,25 @@ class Row(Timestamps):
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=sql("gen_random_uuid()"), sort_order=-1)
 
 
+def leased() -> Index:
+    return Index(None, "lease_expires_at", postgresql_where=sql("lease_expires_at IS NOT NULL"))
+
+
 def one_of(column: str, *values: str) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({', '.join(map(repr, values))})", name=column)
+
+
+class Leased:
+    """Held by a program under a fence, until the lease runs out. Of no event."""
+
+    fence: Mapped[UUID | None] = mapped_column(sort_order=3)
+    lease_expires_at: Mapped[datetime | None] = mapped_column(sort_order=5)
+
+
+class Revised(Leased):
+    """A write of a lower revision than the row's comes too late."""
+
+    revision: Mapped[int | None] = mapped_column(sort_order=4)
 
 
 class Project(Row, Base):
@@ -96,11 +113,12 @@ class ProjectMember(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=sql("now()"))
 
 
-class Request(Row, Base):
+class Request(Leased, Row, Base):
     __tablename__ = "request"
     __table_args__ = (
         one_of("status", "pending", "in_progress", "done", "error"),
         Index("idx_request_session_updated", "session_id", "updated_at"),
+        leased(),
     )
 
     session_id: Mapped[UUID] = mapped_column(ForeignKey("session.id", ondelete="CASCADE"))
@@ -111,7 +129,7 @@ class Request(Row, Base):
     error: Mapped[str | None]
 
 
-class Job(Row, Base):
+class Job(Revised, Row, Base):
     """`running` and `processing` say the same."""
 
     __tablename__ = "job"
@@ -119,6 +137,7 @@ class Job(Row, Base):
         one_of("kind", "ingest", "agent", "workflow", "task"),
         one_of("status", "pending", "running", "processing", "completed", "failed", "cancelled"),
         CheckConstraint("progress >= 0 AND progress <= 100", name="progress"),
+        leased(),
     )
 
     kind: Mapped[str] = mapped_column(server_default="task")
@@ -146,11 +165,12 @@ class JobStep(Row, Base):
     error: Mapped[str | None]
 
 
-class Message(Row, Base):
+class Message(Revised, Row, Base):
     __tablename__ = "message"
     __table_args__ = (
         one_of("status", "pending", "streaming", "completed", "failed"),
         Index("message_session_id_created_at_idx", "session_id", "created_at"),
+        leased(),
     )
 
     session_id: Mapped[UUID] = mapped_column(ForeignKey("session.id", ondelete="CASCADE"))

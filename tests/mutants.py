@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SQL = "alembic/sql/"
+WRITER = "clients/python/rowcast_writer/"
 
 
 @dataclass(frozen=True)
@@ -186,12 +187,79 @@ MUTANTS = [
     Mutant("own project only", 7, SQL + "belongings_v01.sql", "IN (found.project_id, session.project_id)", "IN (found.project_id)", "test_access_sql"),
     Mutant("belongings by any plan", 5, SQL + "belongings_v01.sql", "SET enable_seqscan = off\n", "", "test_access_sql"),
     Mutant("emit a revocation", 7, SQL + "is_frame_v02.sql", ", 'access.changed'", "", "test_access_sql"),
+    Mutant("fence not checked", 8, SQL + "message_write_v01.sql", "WHEN a.fence <> r.fence THEN 'taken'", "WHEN false THEN 'taken'", "test_leases"),
+    Mutant("fence of a job not checked", 8, SQL + "job_write_v01.sql", "WHEN a.fence <> r.fence THEN 'taken'", "WHEN false THEN 'taken'", "test_leases"),
+    Mutant("fence of a request not checked", 8, SQL + "request_write_v01.sql", "WHEN a.fence <> r.fence THEN 'taken'", "WHEN false THEN 'taken'", "test_leases"),
+    Mutant("a fence that was taken away", 8, SQL + "message_write_v01.sql", "WHEN a.fence IS NOT NULL AND r.fence IS NULL THEN 'expired'", "WHEN false THEN 'expired'", "test_leases"),
+    Mutant("an old writer's step", 8, SQL + "job_step_write_v01.sql", "WHEN a.fence <> j.fence THEN 'taken'", "WHEN false THEN 'taken'", "test_leases"),
+    Mutant("expired taken as running", 8, SQL + "message_start_v01.sql", "(m.lease_expires_at < clock_timestamp()) IS NOT FALSE", "m.lease_expires_at IS NULL", "test_leases"),
+    Mutant("running taken", 8, SQL + "message_start_v01.sql", "(m.lease_expires_at < clock_timestamp()) IS NOT FALSE", "true", "test_leases"),
+    Mutant("running job taken", 8, SQL + "job_start_v01.sql", "(j.lease_expires_at < clock_timestamp()) IS NOT FALSE", "true", "test_leases"),
+    Mutant("ended taken", 8, SQL + "request_start_v01.sql", "q.status IN ('pending', 'in_progress') AND (q", "(q", "test_leases"),
+    Mutant("revisions of before", 8, SQL + "message_start_v01.sql", "revision = NULL, ", "", "test_leases"),
+    Mutant("taken without waiting", 8, SQL + "message_start_v01.sql", "  SELECT FROM public.message m WHERE m.id = message_start.id AND m.fence IS DISTINCT FROM message_start.fence FOR NO KEY UPDATE;\n", "", "test_leases"),
+    Mutant("revision ignored", 8, SQL + "message_write_v01.sql", "             WHEN a.revision < coalesce(r.revision, 0) THEN 'overtaken'\n", "", "test_leases"),
+    Mutant("revision not kept", 8, SQL + "message_write_v01.sql", "AND (t.revision IS NOT DISTINCT FROM r.revision OR a.revision < coalesce(r.revision, 0))", "", "test_leases"),
+    Mutant("terminal written again", 8, SQL + "message_write_v01.sql", "             WHEN r.ended THEN 'ended'\n", "", "test_leases"),
+    Mutant("terminal job written again", 8, SQL + "job_write_v01.sql", "             WHEN r.ended THEN 'ended'\n", "", "test_leases"),
+    Mutant("a retry is an end", 8, SQL + "message_write_v01.sql", "AND (r.ended OR t.lease", "AND (t.lease", "test_leases"),
+    Mutant("beyond its end", 8, SQL + "message_write_v01.sql", "             WHEN t.text IS NULL THEN 'cut'\n", "", "test_leases"),
+    Mutant("waits for the locked", 8, SQL + "message_write_v01.sql", "FOR NO KEY UPDATE SKIP LOCKED", "FOR NO KEY UPDATE", "test_leases"),
+    Mutant("jobs wait for the locked", 8, SQL + "job_write_v01.sql", "FOR NO KEY UPDATE SKIP LOCKED", "FOR NO KEY UPDATE", "test_leases"),
+    Mutant("not locked", 8, SQL + "message_write_v01.sql", " FOR NO KEY UPDATE SKIP LOCKED", "", "test_leases"),
+    Mutant("step of an ended job", 8, SQL + "job_step_write_v01.sql", "WHEN j.status IN ('completed', 'failed', 'cancelled') OR s.status", "WHEN s.status", "test_leases"),
+    Mutant("ended step", 8, SQL + "job_step_write_v01.sql", "THEN 'written'\n             WHEN j.status IN ('completed', 'failed', 'cancelled') OR s.status IN ('completed', 'failed', 'cancelled') THEN", "THEN 'written'\n             WHEN j.status IN ('completed', 'failed', 'cancelled') THEN", "test_leases"),
+    Mutant("step while its job ends", 8, SQL + "job_step_write_v01.sql", "FOR SHARE SKIP LOCKED", "FOR KEY SHARE SKIP LOCKED", "test_leases"),
+    Mutant("steps go on", 8, SQL + "job_write_v01.sql", "CASE WHEN count(*) > 0 THEN rowcast.end_steps(array_agg(d.id)) END", "count(*)", "test_leases"),
+    Mutant("steps not held", 8, SQL + "job_write_v01.sql", "WHEN a.ends AND NOT rowcast.hold_steps(a.id) THEN 'locked'", "WHEN false THEN 'locked'", "test_leases"),
+    Mutant("lease each time", 5, SQL + "renewed_v01.sql", "lease * 2 / 3", "lease", "test_leases"),
+    Mutant("lease never", 8, SQL + "renewed_v01.sql", "WHEN expires_at < at + lease * 2 / 3 THEN at + lease ELSE", "WHEN false THEN at + lease ELSE", "test_leases"),
+    Mutant("two of one row", 1, SQL + "check_writes_v01.sql", "HAVING count(*) > 1", "HAVING count(*) > 2", "test_leases"),
+    Mutant("not durable after all", 5, SQL + "message_write_v01.sql", "WHERE NOT durable", "WHERE false", "test_leases"),
+    Mutant("no error", 8, SQL + "settled_v01.sql", "WHEN 'written' THEN true", "WHEN 'written' THEN true WHEN 'taken' THEN true", "test_leases"),
+    Mutant("one row by any plan", 5, SQL + "message_start_v01.sql", "m.session_id IS NOT DISTINCT FROM message_start.session_id", "m.session_id = message_start.session_id", "test_leases"),
+    Mutant("reap a running lease", 8, SQL + "reap_messages_v01.sql", "m.lease_expires_at < (SELECT clock_timestamp())", "m.lease_expires_at < (SELECT clock_timestamp() + interval '1 day')", "test_leases"),
+    Mutant("reap the locked", 8, SQL + "reap_messages_v01.sql", "FOR UPDATE SKIP LOCKED", "FOR UPDATE", "test_leases"),
+    Mutant("reap the renewed", 8, SQL + "reap_messages_v01.sql", "       FOR UPDATE SKIP LOCKED -- looks again at what it locks: a lease that was just renewed is not due\n", "", "test_leases"),
+    Mutant("reap the ended", 8, SQL + "reap_messages_v01.sql", "CASE WHEN d.ended THEN m.status ELSE 'failed' END", "'failed'", "test_leases"),
+    Mutant("reaped and still held", 8, SQL + "reap_messages_v01.sql", "fence = CASE WHEN d.ended THEN m.fence END", "fence = m.fence", "test_leases"),
+    Mutant("reaped job, running steps", 8, SQL + "reap_jobs_v01.sql", "CASE WHEN count(*) > 0 THEN rowcast.end_steps(array_agg(d.id)) END", "count(*)", "test_leases"),
+    Mutant("reap without bound", 5, SQL + "reap_requests_v01.sql", " LIMIT most", "", "test_leases"),
+    Mutant("reap in any order", 8, SQL + "reap_jobs_v01.sql", "ORDER BY j.lease_expires_at LIMIT", "ORDER BY j.lease_expires_at DESC LIMIT", "test_leases"),
+    Mutant("reap for nothing", 5, SQL + "reap_v01.sql", "CASE WHEN EXISTS (SELECT FROM public.job j WHERE j.lease_expires_at < (SELECT clock_timestamp())) THEN rowcast.reap_jobs(most) ELSE 0 END", "rowcast.reap_jobs(most)", "test_leases"),
+    Mutant("reaper in the queue", 8, SQL + "reap_v01.sql", "SET lock_timeout = '1s'", "SET lock_timeout = '0'", "test_leases"),
+    Mutant("everybody writes", 7, "alembic/versions/0007_leases.py", '*(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC" for function in signatures(FOR_WRITERS)),', "", "test_leases"),
+    Mutant("everybody reaps", 7, "alembic/versions/0007_leases.py", '*(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC" for function in signatures(REAPING)),', "", "test_leases"),
+    Mutant("hidden from the reaper", 8, "alembic/versions/0007_leases.py", 'POLICIES = ("message", "job_step", "request")', 'POLICIES = ("job_step", "request")', "test_leases"),
+    Mutant("no grace", 8, "app/reaper.py", "due = time.monotonic() - since >= GRACE", "due = True", "test_reaper"),
+    Mutant("logged at each try", 5, "app/reaper.py", "if failed or due:", "if True:", "test_reaper"),
+    Mutant("no grace after an error", 8, "app/reaper.py", "since = None if failed else since", "pass", "test_reaper"),
+    Mutant("no grace after trouble", 8, "app/reaper.py", "            since = None\n        else:", "            pass\n        else:", "test_reaper"),
+    Mutant("late and done", 8, "app/reaper.py", "CASE WHEN clock_timestamp() < $2 THEN rowcast.reap($1) END", "CASE WHEN $2::timestamptz IS NOT NULL THEN rowcast.reap($1) END", "test_reaper"),
+    Mutant("late and believed", 8, "app/reaper.py", "if not look or time.monotonic() - asked > LATE.total_seconds():", "if not look:", "test_reaper"),
+    Mutant("the first thousand", 5, "app/reaper.py", "if done < REAP_MOST:", "if True:", "test_reaper"),
+    Mutant("reaps what is not there", 5, "app/reaper.py", 'if not (due and look["known"]):', "if not due:", "test_reaper"),
+    Mutant("no revision", 8, WRITER + 'held.py', 'if self.changes:\n            values["revision"]', 'if False:\n            values["revision"]', 'test_writer'),
+    Mutant("stored too early", 8, WRITER + 'held.py', 'if durable:\n            self.stored(write)', 'if True:\n            self.stored(write)', 'test_writer_crash'),
+    Mutant("another version is stored", 8, WRITER + 'draft.py', 'if part.version != self._version or part.offset != self._offset:', 'if part.offset != self._offset:', 'test_writer'),
+    Mutant("end before the text", 8, WRITER + 'messages.py', 'values.update(offset=part.offset, delta=part.text)', 'values.update({} if write.ends else dict(offset=part.offset, delta=part.text))', 'test_writer'),
+    Mutant("acknowledged and gone", 8, WRITER + 'flusher.py', '        except BaseException:\n            self._dirty.update(row for row in rows if row.is_dirty)\n            raise', '        except BaseException:\n            raise', 'test_writer'),
+    Mutant("one spoils all", 8, WRITER + 'flusher.py', 'if len(rows) == 1:\n', 'if True:\n', 'test_writer'),
+    Mutant("no room to wait for", 5, WRITER + 'messages.py', 'if self._flusher.is_full:', 'if False:', 'test_writer'),
+    Mutant("first chunk waits", 8, WRITER + 'messages.py', 'self._grown(urgent=is_first)', 'self._grown(urgent=False)', 'test_writer'),
+    Mutant("progress after text", 8, WRITER + 'draft.py', 'if self.begun:\n            return False', 'if False:\n            return False', 'test_writer'),
+    Mutant("left streaming", 8, WRITER + 'flusher.py', 'if any(row.final is not None for row in self._rows.values()):', 'if False:', 'test_writer'),
+    Mutant("abandoned", 8, WRITER + 'messages.py', '            self._abandoned(status="failed", metadata={"error": self._user_text})\n', '', 'test_writer'),
+    Mutant("never renewed", 8, WRITER + 'held.py', 'return self.written_at + self._flusher.renewal', "return float('inf')", 'test_writer'),
+    Mutant("half a character", 8, WRITER + 'draft.py', 'chunk, self._held = chunk[:-1], chunk[-1]', 'pass', 'test_writer'),
+    Mutant("looks write", 5, WRITER + 'held.py', 'if self.changes:\n            values["revision"]', 'if True:\n            values["revision"]', 'test_writer_jobs'),
+    Mutant("steps after the job", 8, WRITER + 'jobs.py', '            if not await self._flusher.waited(step.settled):\n                break\n', '            pass\n', 'test_writer_jobs'),
 ]  # fmt: skip
 
 
 def failure(files: str, copy: Path, name: str) -> str | None:
     """The first test that fails, or None if all pass."""
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "ROWCAST_MUTANT": name}
+    environment = {**os.environ, "PYTHONPATH": f"{copy}:{copy}/clients/python", "PYTHONDONTWRITEBYTECODE": "1", "ROWCAST_MUTANT": name}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
     command += [f"tests/{file}.py" for file in files.split()]
     try:

@@ -363,8 +363,10 @@ def test_tables_are_documented() -> None:
 
 
 def test_dependencies_are_explained() -> None:
-    project = tomllib.loads(read("pyproject.toml"))["project"]
-    needed = itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
+    projects = [tomllib.loads(read(path))["project"] for path in ("pyproject.toml", "clients/python/pyproject.toml")]
+    needed = itertools.chain(
+        *(chain for project in projects for chain in (project["dependencies"], *project["optional-dependencies"].values()))
+    )
     names = {re.split(r"[\[<>=;~! ]", requirement)[0] for requirement in needed}
     explained = {name for cells in rows("docs/decisions.md") for name in cells[0].split(", ")}
     assert names <= explained

@@ -332,8 +332,16 @@ async def following(hub: Hub, session: str) -> Stream:
     return stream
 
 
+@pytest.fixture
+def of_version_6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that also serves the last schema without a secret channel."""
+    monkeypatch.setattr(schema, "latest", lambda: 6)
+
+
 @pytest.mark.parametrize("older", [False, True])
-async def test_what_is_forged_on_the_name_that_everybody_knows_reaches_nobody(database: str, writer: Writer, older: bool) -> None:
+async def test_what_is_forged_on_the_name_that_everybody_knows_reaches_nobody(
+    database: str, writer: Writer, older: bool, of_version_6: None
+) -> None:
     """Nothing of it is told, nothing is skipped, and the next event arrives whole; also with a schema one version older,
     which sends all there."""
     if older:
@@ -351,7 +359,9 @@ async def test_what_is_forged_on_the_name_that_everybody_knows_reaches_nobody(da
         assert hub.rowcast.listener.reconnects == 0
 
 
-async def test_a_flood_of_forged_hints_costs_few_questions(database: str, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_flood_of_forged_hints_costs_few_questions(
+    database: str, writer: Writer, monkeypatch: pytest.MonkeyPatch, of_version_6: None
+) -> None:
     await schema.migrate(database, "0005")
     looks = 0
     look = listener.Listener._look
@@ -374,7 +384,7 @@ async def test_a_flood_of_forged_hints_costs_few_questions(database: str, writer
         assert looks <= 3 + (clock() - began) / listener.DOUBT_PAUSE
 
 
-async def test_a_schema_one_version_older_is_served_live(database: str, writer: Writer) -> None:
+async def test_a_schema_one_version_older_is_served_live(database: str, writer: Writer, of_version_6: None) -> None:
     """By hints, and not by the heartbeat."""
     await schema.migrate(database, "0005")
     async with Hub(database, heartbeat=60.0) as hub:
@@ -387,7 +397,7 @@ async def test_a_schema_one_version_older_is_served_live(database: str, writer: 
         assert seen == [str(n) for n in range(3000)]
 
 
-async def test_an_upgrade_and_a_downgrade_lose_nothing(database: str, writer: Writer) -> None:
+async def test_an_upgrade_and_a_downgrade_lose_nothing(database: str, writer: Writer, of_version_6: None) -> None:
     """Under a hub that listens where events were sent before."""
     async with Hub(database, heartbeat=0.3) as hub:
         session = await writer.session()

@@ -49,7 +49,7 @@ UNION ALL
 SELECT format('policy %s on %s.%s for %s to %s', policyname, schemaname, tablename, cmd, roles) FROM pg_policies
 UNION ALL
 SELECT format('grant on %s.%s %s', attrelid::regclass, attname, regexp_replace(attacl::text, '/\\w+', '', 'g'))
-  FROM pg_attribute WHERE attacl IS NOT NULL AND attrelid::regclass::text ~ '^(public\\.)?(job|project)$'
+  FROM pg_attribute WHERE attacl IS NOT NULL AND attrelid::regclass::text ~ '^(public\\.)?(job|job_step|message|request|project)$'
 UNION ALL
 SELECT format('grant on %s %s to %s', table_schema || '.' || table_name, privilege_type, grantee)
   FROM information_schema.role_table_grants WHERE grantee LIKE 'rowcast\\_%'

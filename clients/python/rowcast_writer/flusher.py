@@ -1,0 +1,248 @@
+"""The one task of a writer: gathers all rows that changed and writes them in one statement a table, again and again.
+
+A flush need not wait for the disk: what it wrote may be lost in a crash of the database. So each row keeps what is not
+stored for good and writes it again with the next flush, which changes nothing where it is there already; and one flush
+a second does wait, as each does that ends a row.
+"""
+
+import asyncio
+import logging
+import random
+from typing import Any
+
+from .connections import Away, Database
+from .errors import Lost, NotSaved, Refused, WriterError
+from .held import Held
+from .statements import LOST, ORDER, start_row, write_rows
+
+logger = logging.getLogger(__name__)
+
+DURABLE_INTERVAL = 1.0
+"""Seconds between flushes that wait for the disk."""
+
+RENEWAL = 0.4
+"""Of the lease, after which it is renewed; functions of the schema renew what is less than two thirds."""
+
+FIRST_BACKOFF, LAST_BACKOFF = 0.1, 2.0
+
+
+class Flusher:
+    """Runs while rows are held."""
+
+    def __init__(self, database: Database, interval: float, lease: float, patience: float, buffer: int) -> None:
+        self.database = database
+        self.lease = lease
+        self.renewal = lease * RENEWAL
+        self.patience = patience
+        """Seconds after which a caller is told that something is not stored."""
+        self._interval = interval
+        self._buffer = buffer
+        self.buffered = 0
+        """Code points of text that rows keep because they are not stored for good."""
+        self.trouble: str | None = None
+        """Why nothing can be written at the moment."""
+        self.flushes = 0
+        self.statements = 0
+        self._rows: dict[int, Held] = {}
+        self._dirty: set[Held] = set()
+        self._urgent = False
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._flushed_at = self._stored_at = 0.0
+        self._is_flushing = False
+        self._failures = 0
+        self._retry_at = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Flusher {len(self._rows)} rows, {len(self._dirty)} dirty, {self.buffered} buffered, {self.trouble or 'well'}>"
+
+    @property
+    def rows(self) -> list[Held]:
+        return list(self._rows.values())
+
+    def hold(self, row: Held) -> None:
+        self._rows[id(row)] = row
+        self._ensure()
+
+    def drop(self, row: Held) -> None:
+        self._rows.pop(id(row), None)
+        self._dirty.discard(row)
+        row.forget()
+        self._make_room()
+        self._wake.set()
+
+    def wake(self, row: Held, urgent: bool) -> None:
+        """Something of the row changed; `urgent`: it does not wait for the interval."""
+        if urgent or not self._dirty:
+            self._urgent |= urgent
+            self._wake.set()
+        self._dirty.add(row)
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether a flush is under way or overdue: who writes and never waits for anything would let it wait for ever."""
+        return self._is_flushing or asyncio.get_running_loop().time() - self._flushed_at > self._interval
+
+    @property
+    def is_full(self) -> bool:
+        return self.buffered > self._buffer
+
+    async def room(self) -> None:
+        """Wait until there is room for more text. NotSaved if that takes longer than our patience."""
+        while self.is_full:
+            self._room.clear()
+            self._urgent = True
+            self._wake.set()
+            if not await self.waited(self._room):
+                raise NotSaved(f"nothing could be stored for {self.patience:g} s, and no more can be kept: {self.trouble}")
+
+    async def waited(self, event: asyncio.Event) -> bool:
+        """Whether it happened within our patience."""
+        self._ensure()
+        try:
+            async with asyncio.timeout(self.patience):
+                await event.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def started(self, row: Held, **values: Any) -> Any:
+        """Create or take a row, trying again while the database is away. What start_row() gives."""
+        give_up = asyncio.get_running_loop().time() + self.patience
+        failures = 0
+        while True:
+            try:
+                return await start_row(self.database, row.table, row.id, row.fence, self.lease, **values)
+            except Refused as error:
+                if error.code in LOST:
+                    raise Lost(row.name, LOST[error.code]) from error
+                raise
+            except Away as error:
+                failures += 1
+                delay = backoff(failures)
+                if asyncio.get_running_loop().time() + delay > give_up:
+                    raise NotSaved(f"{row.name}: the database was away for {self.patience:g} s: {error}") from error
+            await asyncio.sleep(delay)
+
+    async def finish(self) -> None:
+        """Fail what is open, wait until all that ends is stored, and close the database."""
+        await asyncio.gather(*(row.fail() for row in self.rows if row.final is None), return_exceptions=True)
+        for row in self.rows:
+            await self.waited(row.finished)
+            self.drop(row)
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self.database.close()
+
+    def _ensure(self) -> None:
+        if self._rows and (self._task is None or self._task.done()):
+            self._task = asyncio.create_task(self._run(), name="rowcast writer")
+            self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled():
+            # As when a program ends: asyncio.run() cancels all tasks, and those that hold a row want to end it.
+            if any(row.final is not None for row in self._rows.values()):
+                self._ensure()
+        elif error := task.exception():
+            logger.error("the writer's flusher died", exc_info=error)
+            for row in self.rows:
+                row.lose(WriterError(f"{row.name}: the writer's flusher died: {error!r}"))
+                self.drop(row)
+
+    async def _run(self) -> None:
+        while self._rows:
+            self._wake.clear()
+            delay = self._delay()
+            if delay <= 0:
+                self._is_flushing = True
+                try:
+                    await self._flush()
+                finally:
+                    self._is_flushing = False
+                continue
+            try:
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def _delay(self) -> float:
+        """Seconds until the next flush."""
+        now = asyncio.get_running_loop().time()
+        if self._failures:
+            return self._retry_at - now
+        if self._urgent:
+            return 0
+        due = min(row.due_at() for row in self._rows.values())
+        if self._dirty:
+            due = min(due, self._flushed_at + self._interval)
+        return due - now
+
+    async def _flush(self) -> None:
+        now = asyncio.get_running_loop().time()
+        rows = [row for row in self._rows.values() if row in self._dirty or row.due_at() <= now]
+        durable = (
+            any(row.final is not None for row in rows) or now - self._stored_at >= DURABLE_INTERVAL or self.buffered > self._buffer // 2
+        )
+        self._urgent = False
+        self._flushed_at = now
+        self.flushes += 1
+        try:
+            for table in ORDER:
+                await self._write([row for row in rows if row.table == table], durable)
+        except Away as error:
+            self._failed(error)
+            return
+        self._failures, self.trouble = 0, None
+        if durable:
+            self._stored_at = now
+        self._make_room()
+
+    def _failed(self, error: Away) -> None:
+        self._failures += 1
+        self._retry_at = asyncio.get_running_loop().time() + backoff(self._failures)
+        if self.trouble is None:
+            logger.warning("the database is away, trying again: %s", error)
+        self.trouble = str(error)
+
+    async def _write(self, rows: list[Held], durable: bool) -> None:
+        """Write rows of one table. One that the database refuses is found, and loses nothing for the others."""
+        if not rows:
+            return
+        writes = {row: row.take() for row in rows}
+        self._dirty.difference_update(rows)
+        try:
+            self.statements += 1
+            outcomes = await write_rows(self.database, rows[0].table, [write.values for write in writes.values()], self.lease, durable)
+        except Refused as error:
+            if len(rows) == 1:
+                rows[0].lose(Refused(f"{rows[0].name}: {error}", error.code))
+                self.drop(rows[0])
+                return
+            middle = len(rows) // 2
+            await self._write(rows[:middle], durable)
+            await self._write(rows[middle:], durable)
+            return
+        except BaseException:
+            self._dirty.update(row for row in rows if row.is_dirty)
+            raise
+        for row, write in writes.items():
+            outcome, *more = outcomes[row.id]
+            row.answered(write, outcome, durable, *more)
+            if row.is_finished:
+                self.drop(row)
+            elif row.is_dirty:
+                self._dirty.add(row)
+
+    def _make_room(self) -> None:
+        if not self.is_full:
+            self._room.set()
+
+
+def backoff(failures: int) -> float:
+    """Seconds until the next try."""
+    most: float = min(FIRST_BACKOFF * 2 ** min(failures - 1, 10), LAST_BACKOFF)
+    return most * random.uniform(0.5, 1.0)

@@ -1,0 +1,156 @@
+"""A row that this writer holds: what is not written yet, whether it is still ours, how it ends."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import UUID, uuid4
+
+from .draft import Part
+from .errors import Lost, NotSaved, WriterError
+
+if TYPE_CHECKING:
+    from .flusher import Flusher
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What one flush says of one row. `changes` is how many changes it holds, and the row's revision."""
+
+    changes: int
+    values: dict[str, Any]
+    ends: bool
+    part: Part | None = None
+
+
+class Held:
+    table: ClassVar[str]
+
+    def __init__(self, flusher: "Flusher", id: UUID | str | None) -> None:
+        self._flusher = flusher
+        self.id = id if isinstance(id, UUID) else UUID(id) if id else uuid4()
+        self.fence = uuid4()
+        """The fencing token: whoever takes the row, or the reaper, puts another in its place."""
+        self.error: WriterError | None = None
+        """Why nothing more can be written."""
+        self.final: dict[str, Any] | None = None
+        """How it ends, once that is known."""
+        self.changes = 0
+        self.written = 0
+        """How many of the changes the row has."""
+        self.written_at = 0.0
+        """When it was last written, on the loop's clock."""
+        self._started = False
+        self.finished = asyncio.Event()
+
+    def __repr__(self) -> str:
+        state = self.error or (self.final or {}).get("status") or ("open" if self._started else "not started")
+        return f"<{type(self).__name__} {self.id} {state}, {self.changes - self.written} changes unwritten>"
+
+    @property
+    def name(self) -> str:
+        return f"{self.table} {self.id}"
+
+    @property
+    def is_dirty(self) -> bool:
+        return self.changes > self.written
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finished.is_set()
+
+    # What the flusher asks
+
+    async def fail(self) -> None:
+        """End it because nobody else does."""
+        raise NotImplementedError
+
+    def due_at(self) -> float:
+        """When it is to be written though nothing changed, on the loop's clock."""
+        return self.written_at + self._flusher.renewal
+
+    def take(self) -> Write:
+        """What is to be written now. What was taken before, and may be lost again, is in it."""
+        values = {"id": str(self.id), "fence": str(self.fence), **self.values(), **(self.final or {})}
+        if self.changes:
+            values["revision"] = self.changes
+        return Write(self.changes, values, self.final is not None)
+
+    def values(self) -> dict[str, Any]:
+        return {}
+
+    def answered(self, write: Write, outcome: str, durable: bool, *more: Any) -> None:
+        """What became of a write."""
+        if outcome == "locked":
+            return
+        if outcome != "written":
+            self.lose(Lost(self.name, outcome))
+            return
+        self.written = max(self.written, write.changes)
+        self.written_at = asyncio.get_running_loop().time()
+        if durable:
+            self.stored(write)
+        if write.ends and durable:
+            self.finished.set()
+
+    def stored(self, write: Write) -> None:
+        """What that write said will survive a crash."""
+
+    def forget(self) -> None:
+        """The flusher holds it no longer."""
+
+    def lose(self, error: WriterError) -> None:
+        self.error = error
+        self.finished.set()
+
+    # What pipelines ask, by way of the subclasses
+
+    def _begun(self) -> None:
+        self._started = True
+        self.written_at = asyncio.get_running_loop().time()
+        self._flusher.hold(self)
+
+    def _abandoned(self, **final: Any) -> None:
+        """The start was cut short, and the row may be there: end it all the same, and wait for nothing."""
+        if not self._started:
+            self.final = final
+            self._begun()
+            self._changed(urgent=True)
+
+    def _changed(self, urgent: bool = False) -> None:
+        self.changes += 1
+        self._flusher.wake(self, urgent)
+
+    def _check(self) -> None:
+        """WriterError if nothing can be written any more."""
+        if self.error:
+            raise self.error
+        if not self._started:
+            raise WriterError(f"{self.name} is not started: use `async with`, or await start()")
+        if self.final is not None:
+            raise WriterError(f"{self.name} has ended")
+
+    async def _end(self, **final: Any) -> None:
+        """Write how it ends together with all that is not written yet, and wait until that is stored. The first end
+        counts. NotSaved if that takes longer than the writer's patience, Lost, Refused."""
+        if self.final is None and not self.error:
+            self._check()
+            self.final = final
+            self._changed(urgent=True)
+        if not self.is_finished and not await self._flusher.waited(self.finished):
+            trouble = self._flusher.trouble or "somebody else's transaction holds the row"
+            self.lose(NotSaved(f"{self.name}: its end could not be stored for {self._flusher.patience:g} s: {trouble}"))
+            self._flusher.drop(self)
+        if self.error:
+            raise self.error
+
+    async def _end_after(self, error: BaseException, end: Awaitable[None]) -> None:
+        """Await `end`; what goes wrong there does not hide the error that led to it."""
+        try:
+            await end
+        except WriterError as trouble:
+            error.add_note(str(trouble))
+            logger.warning("%s", trouble)

@@ -1,0 +1,113 @@
+"""A message whose text grows while a browser looks on."""
+
+import asyncio
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+from .draft import Draft
+from .flusher import Flusher
+from .held import Held, Write
+from .statements import as_object
+
+
+class Message(Held):
+    """Made by Writer.message(). `id` is the row's."""
+
+    table = "message"
+
+    def __init__(self, flusher: Flusher, id: UUID | str | None, user_text: str, **values: Any) -> None:
+        super().__init__(flusher, id)
+        self._values = values
+        self._user_text = user_text
+        self._draft = Draft()
+        self._counted = 0
+
+    async def start(self) -> Self:
+        """Create the row with status `streaming`, or take the one that is there. NotSaved, Lost, Refused."""
+        if not self._started:
+            length = await self._flusher.started(self, **self._values)
+            self._draft = Draft(length)
+            self._begun()
+        return self
+
+    async def acknowledge(self, text: str) -> None:
+        """Show this until real text comes."""
+        await self._show(text)
+
+    async def progress(self, text: str) -> None:
+        """Show this in the place of an acknowledgement or of earlier progress; ignored once real text has come."""
+        await self._show(text)
+
+    async def write(self, chunk: str) -> None:
+        """Append real text. Returns at once unless more is buffered than may be; Lost if the row is no longer ours."""
+        self._check()
+        is_first = not self._draft.begun
+        if not self._draft.write(chunk):
+            return
+        self._grown(urgent=is_first)
+        if self._flusher.is_full:
+            await self._flusher.room()
+            self._check()
+        elif self._flusher.is_held_up:
+            await asyncio.sleep(0)
+
+    async def complete(self, text: str | None = None, metadata: dict[str, Any] | None = None) -> None:
+        """End it as `completed`, with all that was written, or with `text` in its place; metadata is merged into the
+        row's. Returns when that is stored. What was shown only until real text comes goes. NotSaved, Lost, Refused."""
+        await self._ended("completed", metadata, text)
+
+    async def fail(self, user_text: str | None = None, metadata: dict[str, Any] | None = None) -> None:
+        """End it as `failed`; `user_text` is what a user reads, in `metadata.error`. What was written stays."""
+        await self._ended("failed", {**(metadata or {}), "error": user_text or self._user_text})
+
+    async def __aenter__(self) -> Self:
+        try:
+            return await self.start()
+        except asyncio.CancelledError:
+            self._abandoned(status="failed", metadata={"error": self._user_text})
+            raise
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if error is None:
+            if self.final is None or self.error:
+                await self.complete()
+        elif self.final is None and not self.error:
+            await self._end_after(error, self.fail())
+
+    async def _show(self, text: str) -> None:
+        self._check()
+        if self._draft.show(text):
+            self._grown(urgent=self.changes == 0)
+
+    async def _ended(self, status: str, metadata: dict[str, Any] | None, text: str | None = None) -> None:
+        final: dict[str, Any] = {"status": status}
+        if metadata:
+            final["metadata"] = as_object(metadata, "metadata")
+        if self.final is None and not self.error and self._started:
+            self._draft.end(text)
+            self._count()
+        await self._end(**final)
+
+    def _grown(self, urgent: bool) -> None:
+        self._count()
+        self._changed(urgent)
+
+    def _count(self) -> None:
+        self._flusher.buffered += self._draft.kept - self._counted
+        self._counted = self._draft.kept
+
+    def take(self) -> Write:
+        write = super().take()
+        part = self._draft.part()
+        write.values.update(offset=part.offset, delta=part.text)
+        return Write(write.changes, write.values, write.ends, part)
+
+    def stored(self, write: Write) -> None:
+        assert write.part
+        self._draft.stored(write.part)
+        self._count()
+
+    def forget(self) -> None:
+        self._flusher.buffered -= self._counted
+        self._counted = 0
