@@ -121,7 +121,7 @@ async def test_a_cancelled_task_leaves_nothing_streaming(database: str, db: asyn
     assert await db.fetchval("SELECT count(*) FROM message WHERE status = 'streaming'") == 0
 
 
-@pytest.mark.parametrize(("table", "status"), [("message", "failed"), ("job", "cancelled"), ("request", "error")])
+@pytest.mark.parametrize(("table", "status"), [("message", "failed"), ("job", "failed"), ("request", "error")])
 async def test_one_that_is_cancelled_while_it_starts_leaves_nothing_open(
     database: str, db: asyncpg.Connection, writer: Writer, table: str, status: str
 ) -> None:
@@ -347,6 +347,8 @@ async def test_one_that_the_database_refuses_harms_no_other(database: str, db: a
     assert refused[0].code == "23514"
     assert "polite" in str(refused[0])
     assert await db.fetchval("SELECT count(*) FROM message WHERE text = 'well, fine, so' AND status = 'completed'") == 19
+    # What is left of it is failed at once, and does not wait for its lease.
+    assert await db.fetchval("SELECT count(*) FROM message WHERE text IN ('', 'well, ') AND status = 'failed'") == 1
 
 
 async def test_a_locked_row_holds_up_nobody(database: str, db: asyncpg.Connection, writer: Writer) -> None:

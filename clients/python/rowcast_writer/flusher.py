@@ -8,6 +8,7 @@ a second does wait, as each does that ends a row.
 import asyncio
 import logging
 import random
+from contextlib import suppress
 from typing import Any
 
 from .connections import Away, Database
@@ -219,8 +220,7 @@ class Flusher:
             outcomes = await write_rows(self.database, rows[0].table, [write.values for write in writes.values()], self.lease, durable)
         except Refused as error:
             if len(rows) == 1:
-                rows[0].lose(Refused(f"{rows[0].name}: {error}", error.code))
-                self.drop(rows[0])
+                await self._refused(rows[0], error)
                 return
             middle = len(rows) // 2
             await self._write(rows[:middle], durable)
@@ -236,6 +236,15 @@ class Flusher:
                 self.drop(row)
             elif row.is_dirty:
                 self._dirty.add(row)
+
+    async def _refused(self, row: Held, error: Refused) -> None:
+        """Nothing more can be written of it, but that it failed: that alone may be taken."""
+        if failure := row.failure():
+            with suppress(Refused):
+                last = {"id": str(row.id), "fence": str(row.fence), **failure}
+                await write_rows(self.database, row.table, [last], self.lease, durable=True)
+        row.lose(Refused(f"{row.name}: {error}", error.code))
+        self.drop(row)
 
     def _make_room(self) -> None:
         if not self.is_full:

@@ -96,6 +96,10 @@ class Held:
         if write.ends and durable:
             self.finished.set()
 
+    def failure(self) -> dict[str, Any]:
+        """How it ends where nobody says how; empty if something else ends it."""
+        raise NotImplementedError
+
     def stored(self, write: Write) -> None:
         """What that write said will survive a crash."""
 
@@ -113,10 +117,10 @@ class Held:
         self.written_at = asyncio.get_running_loop().time()
         self._flusher.hold(self)
 
-    def _abandoned(self, **final: Any) -> None:
+    def _abandoned(self) -> None:
         """The start was cut short, and the row may be there: end it all the same, and wait for nothing."""
         if not self._started:
-            self.final = final
+            self.final = self.failure()
             self._begun()
             self._changed(urgent=True)
 

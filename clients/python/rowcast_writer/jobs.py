@@ -106,7 +106,7 @@ class Job(Fields):
         try:
             return await self.start()
         except asyncio.CancelledError:
-            self._abandoned(status="cancelled")
+            self._abandoned()
             raise
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -129,6 +129,9 @@ class Job(Fields):
                 step.over_with_the_job()
         if refused:
             raise refused
+
+    def failure(self) -> dict[str, Any]:
+        return {"status": "failed", "error": self._error_text}
 
     def due_at(self) -> float:
         return min(super().due_at(), self.written_at + CANCEL_INTERVAL)
@@ -202,6 +205,9 @@ class Step(Fields):
         self.final = {"status": status, **values, **({} if state is None else {"state": as_object(state, "state")})}
         self._changed(urgent=True)
 
+    def failure(self) -> dict[str, Any]:
+        return {}  # it ends with its job
+
     def due_at(self) -> float:
         return math.inf  # the lease is the job's
 
@@ -247,11 +253,14 @@ class Request(Held):
         """End it as `error`; `error` is what a user reads."""
         await self._end(status="error", error=clean(error or self._error_text))
 
+    def failure(self) -> dict[str, Any]:
+        return {"status": "error", "error": self._error_text}
+
     async def __aenter__(self) -> Self:
         try:
             return await self.start()
         except asyncio.CancelledError:
-            self._abandoned(status="error", error=self._error_text)
+            self._abandoned()
             raise
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:

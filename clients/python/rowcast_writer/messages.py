@@ -65,7 +65,7 @@ class Message(Held):
         try:
             return await self.start()
         except asyncio.CancelledError:
-            self._abandoned(status="failed", metadata={"error": self._user_text})
+            self._abandoned()
             raise
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -96,6 +96,9 @@ class Message(Held):
     def _count(self) -> None:
         self._flusher.buffered += self._draft.kept - self._counted
         self._counted = self._draft.kept
+
+    def failure(self) -> dict[str, Any]:
+        return {"status": "failed", "metadata": {"error": self._user_text}}
 
     def take(self) -> Write:
         write = super().take()
