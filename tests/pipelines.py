@@ -120,6 +120,9 @@ class Wire:
         self.late: set[asyncio.Task[Any]] = set()
         self.held_back: str | None = None
         """The next call with this in its arguments seems to fail, and is done when `released` is called."""
+        self.paused: str | None = None
+        """Calls with this in their text wait for `resumed`."""
+        self.resumed = asyncio.Event()
         self.unanswered: str | None = None
         """Calls with this in their text are done, and nobody is told."""
 
@@ -129,6 +132,8 @@ class Wire:
         if self.unanswered and self.unanswered in query:
             await self._database.call(query, *arguments)
             await asyncio.Event().wait()
+        if self.paused and self.paused in query:
+            await self.resumed.wait()
         if self.held_back and self.held_back in str(arguments[0]):
             self.held_back = None
             self._held = (query, *arguments)

@@ -21,8 +21,8 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx
 import pytest
-from rowcast_writer import Lost, NotSaved, Refused, WriterError, items, rest
-from rowcast_writer.directus import DirectusMessage, DirectusMessages
+from rowcast_writer import Lost, NotSaved, Refused, WriterError
+from rowcast_writer.directus import DirectusMessage, DirectusMessages, items, rest
 from websockets.asyncio.client import connect
 
 from .conftest import at

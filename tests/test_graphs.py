@@ -31,7 +31,11 @@ from langgraph.types import Command, RetryPolicy, Send, interrupt
 from pydantic import BaseModel
 from rowcast_writer import JobCancelled, Lost
 from rowcast_writer import Writer as RowWriter
-from rowcast_writer.graphs import CUT, STATE, TRIED_AGAIN, Recorded, Watch, as_state, plain, record, text_of
+from rowcast_writer.graphs import Recorded, record
+from rowcast_writer.graphs.events import text_of
+from rowcast_writer.graphs.recording import TRIED_AGAIN
+from rowcast_writer.graphs.states import CUT, STATE, as_state, plain
+from rowcast_writer.graphs.watch import Watch
 
 from .pipelines import Broken, row
 from .rig import Hub, Stream, Writer, until, until_sql

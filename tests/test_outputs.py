@@ -9,8 +9,8 @@ from typing import Any
 
 import asyncpg
 import pytest
-from rowcast_writer import NotSaved, Refused, Writer, WriterError, items, lane
-from rowcast_writer.directus import DirectusMessages
+from rowcast_writer import NotSaved, Refused, Writer, WriterError, lane
+from rowcast_writer.directus import DirectusMessages, items
 from rowcast_writer.outputs import Outputs
 
 from .directus_stand_in import ADMIN, Fault, StandIn

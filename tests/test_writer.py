@@ -426,6 +426,27 @@ async def test_what_comes_too_late_changes_nothing(database: str, db: asyncpg.Co
     assert (await row(db, "message", message.id))["text"] == "one two three four"
 
 
+async def test_an_end_that_comes_while_others_are_written_is_stored(database: str, db: asyncpg.Connection, writer: Writer) -> None:
+    session = await writer.session()
+    async with asyncpg.create_pool(database, min_size=0, max_size=2) as pool:
+        wire = Wire(pool)
+        async with at_the_end_of(wire, lease=600) as rows, rows.job("task", session_id=session) as job:
+            message = await rows.message(session).start()
+            await message.write("one")
+            await until(lambda: not message.is_dirty)
+            wire.paused = "job_step_write"
+            await job.step("read").start()
+            await message.write(", two")
+            await asyncio.sleep(0.05)  # the flush of both waits for the step
+            end = asyncio.create_task(message.complete())
+            await asyncio.sleep(0.05)
+            assert not end.done()
+            wire.resumed.set()
+            async with asyncio.timeout(5):  # half of the writer's patience
+                await end
+    assert (await row(db, "message", message.id))["text"] == "one, two"
+
+
 async def test_what_was_not_stored_is_told(database: str, db: asyncpg.Connection, writer: Writer) -> None:
     session = await writer.session()
     async with asyncpg.create_pool(database, min_size=0, max_size=2) as pool:

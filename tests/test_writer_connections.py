@@ -13,7 +13,8 @@ import sqlalchemy
 import sqlalchemy.orm
 from rowcast_writer import Refused
 from rowcast_writer import Writer as RowWriter
-from rowcast_writer.connections import Away, open_database
+from rowcast_writer.connections import Away
+from rowcast_writer.databases import open_database
 from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
 
 from .pipelines import row, writing

@@ -13,7 +13,7 @@ from typing import Any
 
 from .connections import Away, Database
 from .errors import Lost, NotSaved, Refused, WriterError
-from .held import Held
+from .held import Held, Write
 from .statements import LOST, ORDER, start_row, write_rows
 
 logger = logging.getLogger(__name__)
@@ -185,16 +185,22 @@ class Flusher:
     async def _flush(self) -> None:
         now = asyncio.get_running_loop().time()
         rows = [row for row in self._rows.values() if row in self._dirty or row.due_at() <= now]
+        # All at one moment: what changes while they are being written is for the next flush.
+        writes = {row: row.take() for row in rows}
         durable = (
-            any(row.final is not None for row in rows) or now - self._stored_at >= DURABLE_INTERVAL or self.buffered > self._buffer // 2
+            any(write.ends for write in writes.values()) or now - self._stored_at >= DURABLE_INTERVAL or self.buffered > self._buffer // 2
         )
+        self._dirty.difference_update(rows)
         self._urgent = False
         self._flushed_at = now
         self.flushes += 1
         try:
             for table in ORDER:
-                await self._write([row for row in rows if row.table == table], durable)
-        except Away as error:
+                await self._write(table, {row: write for row, write in writes.items() if row.table == table}, durable)
+        except BaseException as error:
+            self._dirty.update(row for row in rows if row.is_dirty and not row.is_finished)
+            if not isinstance(error, Away):
+                raise
             self._failed(error)
             return
         self._failures, self.trouble = 0, None
@@ -209,26 +215,21 @@ class Flusher:
             logger.warning("the database is away, trying again: %s", error)
         self.trouble = str(error)
 
-    async def _write(self, rows: list[Held], durable: bool) -> None:
+    async def _write(self, table: str, writes: dict[Held, Write], durable: bool) -> None:
         """Write rows of one table. One that the database refuses is found, and loses nothing for the others."""
-        if not rows:
+        if not writes:
             return
-        writes = {row: row.take() for row in rows}
-        self._dirty.difference_update(rows)
         try:
             self.statements += 1
-            outcomes = await write_rows(self.database, rows[0].table, [write.values for write in writes.values()], self.lease, durable)
+            outcomes = await write_rows(self.database, table, [write.values for write in writes.values()], self.lease, durable)
         except Refused as error:
+            rows = list(writes)
             if len(rows) == 1:
                 await self._refused(rows[0], error)
                 return
-            middle = len(rows) // 2
-            await self._write(rows[:middle], durable)
-            await self._write(rows[middle:], durable)
+            for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+                await self._write(table, {row: writes[row] for row in half}, durable)
             return
-        except BaseException:
-            self._dirty.update(row for row in rows if row.is_dirty)
-            raise
         for row, write in writes.items():
             outcome, *more = outcomes[row.id]
             row.answered(write, outcome, durable, *more)

@@ -1,4 +1,4 @@
-"""A job with stages, progress and steps, and a request."""
+"""A job with stages, progress and steps."""
 
 import asyncio
 import math
@@ -226,49 +226,6 @@ class Step(Fields):
     def lose(self, error: WriterError) -> None:
         super().lose(error)
         self.settled.set()
-
-
-class Request(Held):
-    """Made by Writer.request(). `id` is the row's."""
-
-    table = "request"
-
-    def __init__(self, flusher: Flusher, id: UUID | str | None, error_text: str, **values: Any) -> None:
-        super().__init__(flusher, id)
-        self._values = values
-        self._error_text = error_text
-
-    async def start(self) -> Self:
-        """Create the row with status `in_progress`, or take the one that is there. NotSaved, Lost, Refused."""
-        if not self._started:
-            await self._flusher.started(self, **self._values)
-            self._begun()
-        return self
-
-    async def done(self, response: str | None = None) -> None:
-        """End it as `done`. Returns when that is stored. NotSaved, Lost, Refused."""
-        await self._end(status="done", **({} if response is None else {"response": clean(response)}))
-
-    async def fail(self, error: str | None = None) -> None:
-        """End it as `error`; `error` is what a user reads."""
-        await self._end(status="error", error=clean(error or self._error_text))
-
-    def failure(self) -> dict[str, Any]:
-        return {"status": "error", "error": self._error_text}
-
-    async def __aenter__(self) -> Self:
-        try:
-            return await self.start()
-        except asyncio.CancelledError:
-            self._abandoned()
-            raise
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if error is None:
-            if self.final is None or self.error:
-                await self.done()
-        elif self.final is None and not self.error:
-            await self._end_after(error, self.fail())
 
 
 def percent(value: float) -> float:

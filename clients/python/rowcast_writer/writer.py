@@ -4,10 +4,11 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
-from .connections import open_database
+from .databases import open_database
 from .flusher import Flusher
-from .jobs import Job, Request
+from .jobs import Job
 from .messages import Message
+from .requests import Request
 from .statements import as_object
 
 USER_TEXT = "Something went wrong. Please try again."

@@ -8,13 +8,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from .draft import Draft
-from .errors import Lost, NotSaved, Refused, WriterError
-from .flusher import backoff
+from ..draft import Draft
+from ..errors import Lost, NotSaved, Refused, WriterError
+from ..flusher import backoff
 from .rest import NotUnique, Passing, Steadfast
 
 if TYPE_CHECKING:
-    from .directus import DirectusMessages
+    from . import DirectusMessages
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from .errors import Refused
+from ..errors import Refused
 
 if TYPE_CHECKING:
     import httpx

@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID, uuid4
 
-from .errors import Refused, WriterError
+from ..errors import Refused, WriterError
+from ..statements import as_object
+from ..writer import USER_TEXT
 from .items import Item
 from .rest import Rest, Steadfast
-from .statements import as_object
-from .writer import USER_TEXT
 
 if TYPE_CHECKING:
     import httpx

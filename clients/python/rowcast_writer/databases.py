@@ -1,0 +1,26 @@
+"""Which database is meant by what a user hands in."""
+
+import re
+from typing import Any
+
+import asyncpg
+
+from . import borrowed
+from .connections import AsyncpgConnection, AsyncpgPool, Database, OwnPool
+
+
+def open_database(target: Any) -> Database:
+    """`target`: a DSN, an asyncpg pool or connection, a SQLAlchemy engine or session (asynchronous or not), a psycopg
+    connection (asynchronous or not) or asynchronous pool."""
+    if isinstance(target, str):
+        return OwnPool(re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", target))
+    if isinstance(target, asyncpg.Pool):
+        return AsyncpgPool(target)
+    if isinstance(target, asyncpg.Connection):
+        return AsyncpgConnection(target)
+    match type(target).__module__.partition(".")[0]:
+        case "sqlalchemy":
+            return borrowed.of_sqlalchemy(target)
+        case "psycopg" | "psycopg_pool":
+            return borrowed.of_psycopg(target)
+    raise TypeError(f"{type(target).__name__} is no database: hand in a DSN, or an engine, session, pool or connection")
