@@ -353,9 +353,10 @@ async def test_one_without_topics_is_told_that_the_log_is_another(hub: Hub, data
     async with opened(hub.url, "/api/stream") as socket:
         await socket.expect("connected", "caught_up")
         await writer.db.execute(
-            "TRUNCATE rowcast.event; DELETE FROM rowcast.head WHERE position > 0; UPDATE rowcast.epoch SET epoch = 'aaaaaaaa'"
+            "SELECT pg_advisory_xact_lock(7499639, 3);"  # no sequencer looks meanwhile
+            "TRUNCATE rowcast.event; DELETE FROM rowcast.head WHERE position > 0; UPDATE rowcast.epoch SET epoch = 'aaaaaaaa';"
+            "INSERT INTO rowcast.head (position, low, last_id) VALUES (0, pg_current_snapshot(), 0)"
         )
-        await writer.db.execute("INSERT INTO rowcast.head (position, low, last_id) VALUES (0, pg_current_snapshot(), 0)")
         (reset,) = await socket.expect("reset")
         assert reset["data"]["reason"] == "epoch"
         session = await writer.session()
