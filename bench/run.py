@@ -9,4 +9,13 @@ import writer
 import writers
 from side_by_side import parser, run
 
-run(parser(__doc__).parse_args(), writers.measure, functions.measure, latency.measure, bulk.measure, watch.measure, writer.measure, fanout.measure)
+run(
+    parser(__doc__).parse_args(),
+    writers.measure,
+    functions.measure,
+    latency.measure,
+    bulk.measure,
+    watch.measure,
+    writer.measure,
+    fanout.measure,
+)

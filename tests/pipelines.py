@@ -19,6 +19,8 @@ from .rig import Seen, Stream
 async def writing(target: Any, **options: Any) -> AsyncIterator[RowWriter]:
     async with RowWriter(target, **{"interval": 0.02, "lease": 30.0, "patience": 10.0, **options}) as made:
         yield made
+    assert not made._flusher.rows
+    assert made._flusher.buffered == 0
 
 
 async def row(db: asyncpg.Connection, table: str, id: object) -> dict[str, Any]:
@@ -124,14 +126,15 @@ class Wire:
         """Calls with this in their text wait for `resumed`."""
         self.resumed = asyncio.Event()
         self.unanswered: str | None = None
-        """Calls with this in their text are done, and nobody is told."""
+        """Calls with this in their text are done, and nobody is told before `resumed`."""
 
     async def call(self, query: str, *arguments: object) -> Sequence[Sequence[Any]]:
         if self.is_cut:
             raise Away("the wire is cut")
         if self.unanswered and self.unanswered in query:
-            await self._database.call(query, *arguments)
-            await asyncio.Event().wait()
+            answer = await self._database.call(query, *arguments)
+            await self.resumed.wait()
+            return answer
         if self.paused and self.paused in query:
             await self.resumed.wait()
         if self.held_back and self.held_back in str(arguments[0]):
@@ -159,6 +162,9 @@ class Wire:
     async def _late(self, query: str, *arguments: object) -> None:
         await asyncio.sleep(self._random.uniform(0, 0.1))
         await self._database.call(query, *arguments)
+
+    def forget(self) -> None:
+        pass
 
     async def close(self) -> None:
         await asyncio.gather(*self.late)

@@ -283,7 +283,7 @@ async def test_not_durable_is_of_that_transaction(writer: Writer, table: str) ->
         if table == "job_step"
         else {"id": await leased(writer, table), "status": {"request": "done"}.get(table, "failed")}
     )
-    for caller, durable, during in (("on", "true", "on"), ("on", "false", "off"), ("off", "true", "off"), ("local", "true", "local")):
+    for caller, durable, during in (("on", "true", "on"), ("on", "false", "off"), ("off", "true", "on"), ("local", "true", "local")):
         await writer.db.execute(f"SET synchronous_commit = {caller}")
         async with writer.db.transaction():
             assert await write(writer.db, table, asked, durable=durable) == ["written"]
@@ -1203,3 +1203,32 @@ async def test_the_hub_reaps_and_its_owner_may_no_more_than_that(writer: Writer,
             await writer.db.execute(forbidden)
     await writer.db.execute("RESET ROLE")
     assert (await row(writer.db, "job_step", step))["status"] == "failed"
+
+
+async def test_one_that_cannot_be_ended_keeps_no_other_from_it(writer: Writer) -> None:
+    """A constraint or a trigger of the user's may refuse any change of a row."""
+    db, session = writer.db, await writer.session()
+    for text in ("refused", "one", "two"):
+        await db.execute("SELECT rowcast.message_start($1::uuid, $2, lease => '0.01 s')", session, text)
+    await db.execute("SELECT rowcast.job_start(lease => '0.01 s')")
+    await db.execute("ALTER TABLE message ADD CONSTRAINT polite CHECK (text <> 'refused') NOT VALID")
+    await asyncio.sleep(0.02)
+    said: list[str] = []
+    db.add_log_listener(lambda _, message: said.append(message.message))
+    assert await db.fetchval("SELECT rowcast.reap()") == 3
+    assert await db.fetchval("SELECT array_agg(text ORDER BY text) FROM message WHERE status = 'failed'") == ["one", "two"]
+    assert await db.fetchval("SELECT array_agg(status) FROM job") == ["failed"]
+    assert len(said) == 1
+    assert "a message whose lease ran out cannot be ended" in said[0]
+    assert "polite" in said[0]
+    await db.execute("ALTER TABLE message DROP CONSTRAINT polite")
+    assert await db.fetchval("SELECT rowcast.reap()") == 1
+
+
+@pytest.mark.parametrize("start", ["message_start($1::uuid)", "job_start(session_id => $1::uuid)", "request_start($1::uuid)"])
+async def test_what_begins_is_durable_whatever_the_session_says(writer: Writer, start: str) -> None:
+    session = await writer.session()
+    await writer.db.execute("SET synchronous_commit = off")
+    async with writer.db.transaction():
+        await writer.db.execute(f"SELECT rowcast.{start}", session)
+        assert await writer.db.fetchval("SHOW synchronous_commit") == "on"

@@ -62,7 +62,7 @@ async def test_an_exception_fails_the_message_and_is_raised_again(database: str,
                 await message.write("as far as it ")
                 await message.write("went")
                 raise Broken("secret of the pipeline")
-    stored = await row(db, "message", message.id)
+        stored = await row(db, "message", message.id)  # and not by close()
     assert (stored["status"], stored["text"]) == ("failed", "as far as it went")
     assert stored["metadata"] == {"error": "Please try again later."}
 
@@ -118,7 +118,7 @@ async def test_a_cancelled_task_leaves_nothing_streaming(database: str, db: asyn
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert await db.fetchval("SELECT count(*) FROM message WHERE status = 'streaming'") == 0
+        await until_sql(db, "SELECT count(*) = 0 FROM message WHERE status = 'streaming'")  # and not by close()
 
 
 @pytest.mark.parametrize(("table", "status"), [("message", "failed"), ("job", "failed"), ("request", "error")])
@@ -126,22 +126,30 @@ async def test_one_that_is_cancelled_while_it_starts_leaves_nothing_open(
     database: str, db: asyncpg.Connection, writer: Writer, table: str, status: str
 ) -> None:
     session = await writer.session()
+    there = await writer.message(session, "what was written before", status="pending") if table == "message" else None
     async with asyncpg.create_pool(database, min_size=0, max_size=2) as pool:
         wire = Wire(pool)
         async with at_the_end_of(wire, **NEVER) as rows:
             wire.unanswered = "_start("
 
             async def pipeline() -> None:
-                made = {"message": rows.message, "job": lambda session: rows.job("task", session_id=session), "request": rows.request}
+                made = {
+                    "message": lambda session: rows.message(session, id=there),
+                    "job": lambda session: rows.job("task", session_id=session),
+                    "request": rows.request,
+                }
                 async with made[table](session):
                     raise AssertionError("it cannot have started")
 
             task = asyncio.create_task(pipeline())
-            await until_sql(db, f"SELECT count(*) = 1 FROM {table}")
+            await until_sql(db, f"SELECT count(*) = 1 FROM {table} WHERE fence IS NOT NULL")
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-    assert await db.fetchval(f"SELECT status FROM {table}") == status
+            wire.resumed.set()
+            await until_sql(db, f"SELECT status = $1 FROM {table}", status)  # and not by close()
+    if there:
+        assert (await row(db, "message", there))["text"] == "what was written before"
 
 
 async def test_closing_the_writer_fails_what_is_open(database: str, db: asyncpg.Connection, writer: Writer) -> None:
@@ -397,7 +405,7 @@ async def test_while_the_database_is_away_nothing_is_lost_and_memory_is_bounded(
                     written += 100
 
             task = asyncio.create_task(write())
-            await until(lambda: rows._flusher.is_full)
+            await until(lambda: rows._flusher.is_full_for(message))
             await until(lambda: rows._flusher.trouble)
             assert rows._flusher.buffered <= 1100
             assert not task.done()
@@ -445,6 +453,140 @@ async def test_an_end_that_comes_while_others_are_written_is_stored(database: st
             async with asyncio.timeout(5):  # half of the writer's patience
                 await end
     assert (await row(db, "message", message.id))["text"] == "one, two"
+
+
+async def test_a_chunk_that_finds_no_room_is_not_taken(database: str, db: asyncpg.Connection, writer: Writer) -> None:
+    """Who tries again what was refused or cut short writes it once. And one that cannot be written holds up no other."""
+    session = await writer.session()
+    other = await asyncpg.connect(database)
+    async with writing(database, buffer=1000, patience=0.3) as rows:
+        held, free = await rows.message(session).start(), await rows.message(session).start()
+        async with other.transaction():
+            await other.execute("SELECT FROM message WHERE id = $1 FOR UPDATE", held.id)
+            await held.write("x" * 1200)
+            with pytest.raises(NotSaved, match=r"no more can be kept: somebody else's transaction holds the row"):
+                await held.write("again")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await held.write("again")
+            await free.write("free")
+            await free.complete()
+        await held.write("again")
+        await held.complete()
+    await other.close()
+    assert (await row(db, "message", held.id))["text"] == "x" * 1200 + "again"
+    assert (await row(db, "message", free.id))["text"] == "free"
+
+
+async def test_one_that_takes_too_long_holds_up_no_other_for_long(database: str, db: asyncpg.Connection, writer: Writer) -> None:
+    await db.execute(
+        """CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(10); RETURN NEW; END $$;
+           CREATE TRIGGER slow BEFORE UPDATE ON message FOR EACH ROW WHEN (NEW.text LIKE '%slow%') EXECUTE FUNCTION slow()"""
+    )
+    session = await writer.session()
+    settings = {"statement_timeout": "200"}
+    async with asyncpg.create_pool(database, min_size=0, max_size=4, server_settings=settings) as pool, writing(pool, patience=3) as rows:
+
+        async def say(words: list[str]) -> None:
+            async with rows.message(session) as message:
+                for word in words:
+                    await message.write(word)
+                    await asyncio.sleep(0.05)
+
+        said = await asyncio.gather(*(say(["well, ", "slow" if n == 3 else "fine"]) for n in range(8)), return_exceptions=True)
+    assert [type(one) for one in said if one] == [NotSaved]
+    assert "statement timeout" in str(next(filter(None, said)))
+    assert await db.fetchval("SELECT count(*) FROM message WHERE text = 'well, fine' AND status = 'completed'") == 7
+
+
+async def test_a_row_that_is_locked_is_tried_now_and_then(database: str, writer: Writer) -> None:
+    other = await asyncpg.connect(database)
+    async with writing(database, interval=0.05, lease=0.5) as rows:
+        message = await rows.message(await writer.session()).start()
+        async with other.transaction():
+            await other.execute("SELECT FROM message WHERE id = $1 FOR UPDATE", message.id)
+            await asyncio.sleep(0.3)
+            before = rows._flusher.statements
+            await asyncio.sleep(0.5)
+            assert rows._flusher.statements - before < 20
+    await other.close()
+
+
+async def test_a_writer_goes_from_loop_to_loop_and_is_in_one_at_a_time(database: str, db: asyncpg.Connection, writer: Writer) -> None:
+    session = await writer.session()
+    rows = RowWriter(database)
+
+    async def answer(text: str) -> None:
+        async with rows, rows.message(session) as message:
+            await message.write(text)
+
+    async def forget_to_close(text: str) -> None:
+        async with rows.message(session) as message:
+            await message.write(text)
+
+    for n in range(2):
+        await asyncio.to_thread(asyncio.run, answer(f"{n}"))
+    assert await db.fetchval("SELECT array_agg(text ORDER BY text) FROM message WHERE status = 'completed'") == ["0", "1"]
+    with pytest.raises(WriterError, match="the writer is closed"):
+        await rows.message(session).start()
+    async with rows, rows.message(session):
+        with pytest.raises(WriterError, match="in use in another event loop"):
+            await asyncio.to_thread(asyncio.run, forget_to_close("never"))
+    assert await db.fetchval("SELECT count(*) FROM message") == 3
+
+
+async def test_closing_takes_no_longer_than_the_patience(database: str, db: asyncpg.Connection, writer: Writer) -> None:
+    session = await writer.session()
+    async with asyncpg.create_pool(database, min_size=0, max_size=2) as pool:
+        wire = Wire(pool)
+        rows = at_the_end_of(wire, patience=0.5)
+        for _ in range(10):
+            await rows.message(session).start()
+        wire.is_cut = True
+        async with asyncio.timeout(3):
+            await rows.close()
+        assert not rows._flusher.rows
+
+
+async def test_every_row_ends_whatever_happens(database: str, db: asyncpg.Connection, writer: Writer) -> None:
+    """Tasks that are cancelled at any moment, connections that are killed, rows that others lock: nothing stays open, while
+    the writer goes on."""
+    session = await writer.session()
+    choose = random.Random(7)
+    other = await asyncpg.connect(database)
+
+    async def converse(rows: RowWriter) -> None:
+        async with rows.job("agent", session_id=session) as job, rows.request(session), rows.message(session, job_id=job.id) as message:
+            for n in range(choose.randrange(4)):
+                async with job.step(f"step {n}"):
+                    await message.write(f"{n} ")
+                    await asyncio.sleep(choose.uniform(0, 0.03))
+                    await job.progress(n)
+
+    async def disturb() -> None:
+        while True:
+            await asyncio.sleep(choose.uniform(0.02, 0.1))
+            if choose.random() < 0.3:
+                await other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'rowcast writer'")
+            table = choose.choice(["message", "job", "job_step", "request"])
+            async with other.transaction():
+                await other.execute(f"SELECT FROM {table} ORDER BY random() LIMIT 3 FOR UPDATE SKIP LOCKED")
+                await asyncio.sleep(choose.uniform(0, 0.05))
+
+    async with writing(database, patience=30) as rows:
+        trouble = asyncio.create_task(disturb())
+        for _ in range(6):
+            tasks = [asyncio.create_task(converse(rows)) for _ in range(25)]
+            for task in tasks:
+                asyncio.get_running_loop().call_later(choose.expovariate(10), task.cancel)
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            assert {type(one) for one in ended} <= {type(None), asyncio.CancelledError}
+        trouble.cancel()
+        await asyncio.wait([trouble])
+        await until(lambda: not rows._flusher.rows and not rows._flusher._starts)
+        for table, open_states in (("message", "streaming"), ("job", "running"), ("job_step", "running"), ("request", "in_progress")):
+            assert await db.fetchval(f"SELECT count(*) FROM {table} WHERE status = $1", open_states) == 0, table
+    await other.close()
 
 
 async def test_what_was_not_stored_is_told(database: str, db: asyncpg.Connection, writer: Writer) -> None:
@@ -517,6 +659,7 @@ async def test_random_interleavings_on_a_bad_wire(database: str, db: asyncpg.Con
             async with asyncio.TaskGroup() as group:
                 for _ in range(200):
                     group.create_task(converse())
+            assert not rows._flusher.rows
         assert wire.late
     stored = {found["id"]: (found["text"], found["status"]) for found in await db.fetch("SELECT id, text, status FROM message")}
     assert stored == wanted

@@ -1,7 +1,9 @@
 """clients/python: what a writer can be given, and what it says of what it cannot use."""
 
 import asyncio
+import os
 import re
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -11,7 +13,7 @@ import psycopg
 import pytest
 import sqlalchemy
 import sqlalchemy.orm
-from rowcast_writer import Refused
+from rowcast_writer import Refused, connections
 from rowcast_writer import Writer as RowWriter
 from rowcast_writer.connections import Away
 from rowcast_writer.databases import open_database
@@ -181,3 +183,54 @@ async def test_what_a_role_needs(database: str, db: asyncpg.Connection, writer: 
     finally:
         await db.execute(f"DROP ROLE {role}")
     assert (await row(db, "message", message.id))["status"] == "completed"
+
+
+@pytest.mark.parametrize("kind", ["DSN", "asyncpg pool", "asyncpg connection"])
+async def test_a_connection_that_falls_silent_counts_as_lost(
+    database: str, db: asyncpg.Connection, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a failover: nobody answers, not even to the request to cancel."""
+    monkeypatch.setattr(connections, "CALL_TIMEOUT", 0.5)
+    async with target(kind, database) as given:
+        opened = open_database(given)
+        ((pid,),) = await opened.call("SELECT pg_backend_pid()")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(5):
+                with pytest.raises(Away, match=r"no answer within 0\.5 s"):
+                    await opened.call("SELECT 1")
+                if kind != "asyncpg connection":
+                    assert list(await opened.call("SELECT 1")) == [(1,)]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await opened.close()
+
+
+@pytest.mark.parametrize("kind", ["psycopg Connection", "SQLAlchemy Engine", "psycopg AsyncConnection", "asyncpg connection"])
+async def test_one_that_is_cancelled_takes_no_connection_from_the_others(
+    database: str, db: asyncpg.Connection, writer: Writer, kind: str
+) -> None:
+    session, locked = await writer.session(), await writer.session()
+    async with target(kind, database) as given, writing(given) as rows, rows.message(session) as message:
+        await message.write("one ")
+        async with db.transaction():
+            await db.execute("SELECT FROM session WHERE id = $1 FOR UPDATE", locked)
+            start = asyncio.create_task(rows.message(locked).start())
+            await asyncio.sleep(0.1)
+            start.cancel()
+            await message.write("two ")
+            await asyncio.sleep(0.1)
+        await message.write("three")
+    assert (await row(db, "message", message.id))["text"] == "one two three"
+
+
+@pytest.mark.parametrize("dsn", ["", "mydb", "host=127.0.0.1 dbname=x"])
+def test_what_is_no_dsn_is_refused_at_once(dsn: str) -> None:
+    with pytest.raises(ValueError, match="the DSN is to begin with postgresql://"):
+        RowWriter(dsn)
+
+
+async def test_a_dsn_with_a_mistake_is_refused_and_not_tried_for_a_minute(database: str) -> None:
+    async with writing(f"{database}?sslmode=bogus") as rows:
+        with pytest.raises(Refused, match="sslmode"):
+            await rows.message("00000000-0000-4000-8000-000000000001").start()

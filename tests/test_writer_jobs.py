@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from rowcast_writer import JobCancelled, Lost, WriterError
 
-from .pipelines import Broken, row, writing
+from .pipelines import Broken, Wire, at_the_end_of, row, writing
 from .rig import Hub, Writer, call, until, until_sql
 
 NEVER = {"interval": 60.0, "lease": 600.0}
@@ -126,8 +126,9 @@ async def test_progress_is_a_number(database: str, value: Any) -> None:
     async with writing(database) as rows, rows.job("task") as job:
         with pytest.raises(TypeError, match="progress is a number from 0 to 100"):
             await job.progress(value)
-        await job.progress(-5)
-        await job.progress(500)
+        for given, kept in ((-5, 0), (500, 100), (33, 33)):
+            await job.progress(given)
+            assert job._fields["progress"] == kept
 
 
 async def test_a_step_that_is_refused_is_told_with_the_end_of_the_job(database: str, db: asyncpg.Connection) -> None:
@@ -141,6 +142,29 @@ async def test_a_step_that_is_refused_is_told_with_the_end_of_the_job(database: 
                     pass
     assert (await row(db, "job", job.id))["status"] == "completed"
     assert await db.fetchval("SELECT array_agg(name || ' ' || status) FROM job_step") == ["short completed"]
+
+
+async def test_a_job_ends_after_all_that_its_steps_say(database: str, db: asyncpg.Connection) -> None:
+    """A step that somebody holds while the job ends, and lets go of just before the job is written."""
+    other = await asyncpg.connect(database)
+    async with asyncpg.create_pool(database, min_size=0, max_size=2) as pool:
+        wire = Wire(pool)
+        async with at_the_end_of(wire, lease=600) as rows:
+            job = await rows.job("task").start()
+            step = await job.step("read").start()
+            await until(lambda: not step.is_dirty)
+            async with other.transaction():
+                await other.execute("SELECT FROM job_step WHERE id = $1 FOR UPDATE", step.id)
+                wire.paused = "job_write"
+                await step.complete({"pages": 7})
+                end = asyncio.create_task(job.complete())
+                await until(lambda: step.trouble)
+                await asyncio.sleep(0.05)
+            wire.resumed.set()
+            await end
+    await other.close()
+    assert (await row(db, "job", job.id))["status"] == "completed"
+    assert (await row(db, "job_step", step.id))["state"] == {"pages": 7}
 
 
 async def test_a_request_that_is_answered(database: str, db: asyncpg.Connection, writer: Writer) -> None:

@@ -8,6 +8,7 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET jit = off
 BEGIN ATOMIC
+  SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off';
   SELECT rowcast.refuse('22023', 'a job begins with an id and a fence: leave them out, or give them') WHERE job_start.id IS NULL OR job_start.fence IS NULL;
   INSERT INTO public.job (id, kind, session_id, project_id, name, status, fence, lease_expires_at)
   SELECT job_start.id, job_start.kind, job_start.session_id, job_start.project_id, job_start.name, 'running', job_start.fence, clock_timestamp() + lease

@@ -9,7 +9,7 @@ SET enable_hashjoin = off
 SET enable_mergejoin = off
 SET jit = off
 BEGIN ATOMIC
-  SELECT set_config('synchronous_commit', 'off', true) WHERE NOT durable;
+  SELECT set_config('synchronous_commit', CASE WHEN durable THEN 'on' ELSE 'off' END, true) WHERE durable = (current_setting('synchronous_commit') = 'off');
   WITH asked AS MATERIALIZED (
     SELECT a.n, a.write, w.id, w.fence, w.revision, w.status, w.status IN ('completed', 'failed', 'cancelled') AS ends,
            least(greatest(w.progress, 0), 100)::real AS progress, w.progress IS NOT NULL AS progresses, clock_timestamp() AS at

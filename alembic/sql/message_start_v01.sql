@@ -10,6 +10,7 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET jit = off
 BEGIN ATOMIC
+  SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off';
   SELECT rowcast.refuse('22023', 'a message begins with an id and a fence: leave them out, or give them') WHERE message_start.id IS NULL OR message_start.fence IS NULL;
   INSERT INTO public.message (id, session_id, job_id, role, status, text, metadata, fence, lease_expires_at)
   SELECT message_start.id, message_start.session_id, message_start.job_id, message_start.role, 'streaming',

@@ -1,6 +1,6 @@
 -- Fails jobs whose lease ran out, oldest first, and their open steps; one that has ended only loses its lease. See reap.
 -- One of whose steps somebody else has is left for the next time.
-CREATE OR REPLACE FUNCTION rowcast.reap_jobs(most integer) RETURNS integer
+CREATE OR REPLACE FUNCTION rowcast.reap_jobs(most integer, passed integer DEFAULT 0) RETURNS integer
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -13,7 +13,7 @@ BEGIN ATOMIC
   WITH due AS MATERIALIZED (
     SELECT j.id, j.status IN ('completed', 'failed', 'cancelled') AS ended
       FROM public.job j
-     WHERE j.lease_expires_at < (SELECT clock_timestamp()) ORDER BY j.lease_expires_at LIMIT most
+     WHERE j.lease_expires_at < (SELECT clock_timestamp()) ORDER BY j.lease_expires_at LIMIT most OFFSET passed
        FOR UPDATE SKIP LOCKED
   ), free AS MATERIALIZED (
     SELECT d.id, d.ended FROM due d WHERE CASE WHEN d.ended THEN true ELSE rowcast.hold_steps(d.id) END

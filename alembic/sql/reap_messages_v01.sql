@@ -1,5 +1,5 @@
 -- Fails messages whose lease ran out, oldest first; one that has ended only loses its lease. See reap.
-CREATE OR REPLACE FUNCTION rowcast.reap_messages(most integer) RETURNS integer
+CREATE OR REPLACE FUNCTION rowcast.reap_messages(most integer, passed integer DEFAULT 0) RETURNS integer
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -12,7 +12,7 @@ BEGIN ATOMIC
   WITH due AS MATERIALIZED (
     SELECT m.id, m.status IN ('completed', 'failed') AS ended
       FROM public.message m
-     WHERE m.lease_expires_at < (SELECT clock_timestamp()) ORDER BY m.lease_expires_at LIMIT most
+     WHERE m.lease_expires_at < (SELECT clock_timestamp()) ORDER BY m.lease_expires_at LIMIT most OFFSET passed
        FOR UPDATE SKIP LOCKED -- looks again at what it locks: a lease that was just renewed is not due
   ), done AS (
     UPDATE public.message m

@@ -1,5 +1,5 @@
 -- Ends requests whose lease ran out, oldest first; one that has ended only loses its lease. See reap.
-CREATE OR REPLACE FUNCTION rowcast.reap_requests(most integer) RETURNS integer
+CREATE OR REPLACE FUNCTION rowcast.reap_requests(most integer, passed integer DEFAULT 0) RETURNS integer
 LANGUAGE sql
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -12,7 +12,7 @@ BEGIN ATOMIC
   WITH due AS MATERIALIZED (
     SELECT q.id, q.status IN ('done', 'error') AS ended
       FROM public.request q
-     WHERE q.lease_expires_at < (SELECT clock_timestamp()) ORDER BY q.lease_expires_at LIMIT most
+     WHERE q.lease_expires_at < (SELECT clock_timestamp()) ORDER BY q.lease_expires_at LIMIT most OFFSET passed
        FOR UPDATE SKIP LOCKED
   ), done AS (
     UPDATE public.request q

@@ -11,7 +11,7 @@ SET jit = off
 SET lock_timeout = '1s' -- where a table was locked for long, its writers could not renew their leases: not before them
 SET row_security = on
 BEGIN ATOMIC
-  SELECT CASE WHEN EXISTS (SELECT FROM public.message m WHERE m.lease_expires_at < (SELECT clock_timestamp())) THEN rowcast.reap_messages(most) ELSE 0 END
-       + CASE WHEN EXISTS (SELECT FROM public.job j WHERE j.lease_expires_at < (SELECT clock_timestamp())) THEN rowcast.reap_jobs(most) ELSE 0 END
-       + CASE WHEN EXISTS (SELECT FROM public.request q WHERE q.lease_expires_at < (SELECT clock_timestamp())) THEN rowcast.reap_requests(most) ELSE 0 END;
+  SELECT CASE WHEN EXISTS (SELECT FROM public.message m WHERE m.lease_expires_at < (SELECT clock_timestamp())) THEN rowcast.reap_table('message', most) ELSE 0 END
+       + CASE WHEN EXISTS (SELECT FROM public.job j WHERE j.lease_expires_at < (SELECT clock_timestamp())) THEN rowcast.reap_table('job', most) ELSE 0 END
+       + CASE WHEN EXISTS (SELECT FROM public.request q WHERE q.lease_expires_at < (SELECT clock_timestamp())) THEN rowcast.reap_table('request', most) ELSE 0 END;
 END

@@ -9,6 +9,7 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET jit = off
 BEGIN ATOMIC
+  SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off';
   SELECT rowcast.refuse('22023', 'a request begins with an id and a fence: leave them out, or give them') WHERE request_start.id IS NULL OR request_start.fence IS NULL;
   INSERT INTO public.request (id, session_id, request, status, fence, lease_expires_at)
   SELECT request_start.id, request_start.session_id, request_start.request, 'in_progress', request_start.fence, clock_timestamp() + lease

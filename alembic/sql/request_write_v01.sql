@@ -8,7 +8,7 @@ SET enable_hashjoin = off
 SET enable_mergejoin = off
 SET jit = off
 BEGIN ATOMIC
-  SELECT set_config('synchronous_commit', 'off', true) WHERE NOT durable;
+  SELECT set_config('synchronous_commit', CASE WHEN durable THEN 'on' ELSE 'off' END, true) WHERE durable = (current_setting('synchronous_commit') = 'off');
   WITH asked AS MATERIALIZED (
     SELECT a.n, a.write, w.id, w.fence, w.status, clock_timestamp() AS at
       FROM jsonb_array_elements(rowcast.check_writes(writes, '{in_progress,done,error}', '{id}')) WITH ORDINALITY AS a (write, n),

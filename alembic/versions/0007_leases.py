@@ -52,7 +52,13 @@ ONE_ROW = {
     "request_fail": "uuid, text, uuid",
 }
 FOR_WRITERS = {**PRIVATE, **BATCHES, **STARTS, **ONE_ROW}
-REAPING = {"reap_messages": "integer", "reap_jobs": "integer", "reap_requests": "integer", "reap": "integer"}
+REAPING = {
+    "reap_messages": "integer, integer",
+    "reap_jobs": "integer, integer",
+    "reap_requests": "integer, integer",
+    "reap_table": "text, integer",
+    "reap": "integer",
+}
 STEPS = ("hold_steps(uuid)", "end_steps(uuid[])")
 
 # What the reaper writes, as rowcast_owner.

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .connections import BUSY, CALL_TIMEOUT, PLACEHOLDER, Database, Row, translated
+from .connections import PLACEHOLDER, Busy, Database, OneAtATime, Row, translated, within_time
 
 
 def of_sqlalchemy(target: Any) -> Database:
@@ -20,7 +20,7 @@ def of_sqlalchemy(target: Any) -> Database:
     if isinstance(target, AsyncEngine):
         return AsynchronousEngine(target)
     if isinstance(target, Engine):
-        return Threaded(lambda query, arguments: _on_engine(target, query, arguments))
+        return _threaded(lambda query, arguments: _on_engine(target, query, arguments))
     raise TypeError(f"{type(target).__name__}: hand in the engine, or a session of it")
 
 
@@ -30,6 +30,23 @@ def _engine(bind: Any) -> Any:
     if not isinstance(bind, Engine):
         raise TypeError("the session works on one connection: hand in an engine, for the writer commits by itself")
     return bind
+
+
+def of_psycopg(target: Any) -> Database:
+    from psycopg import AsyncConnection, Connection
+
+    if isinstance(target, Connection):
+        return _threaded(lambda query, arguments: _on_psycopg(target, query, arguments))
+    if isinstance(target, AsyncConnection):
+        return OneAtATime(lambda query, arguments: _on_asynchronous_psycopg(target, query, arguments))
+    if hasattr(target, "connection"):
+        return PsycopgPool(target)
+    raise TypeError(f"{type(target).__name__}: hand in a connection, or an AsyncConnectionPool")
+
+
+def _threaded(run: Callable[[str, Sequence[object]], Sequence[Row]]) -> Database:
+    """A driver that blocks, in a thread; one call at a time."""
+    return OneAtATime(lambda query, arguments: asyncio.to_thread(run, query, arguments))
 
 
 def _named(query: str) -> str:
@@ -47,60 +64,52 @@ def _on_engine(engine: Any, query: str, arguments: Sequence[object]) -> Sequence
         return [tuple(row) for row in connection.execute(text(_named(query)), _arguments(arguments))]
 
 
-class AsynchronousEngine:
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
+class Pooled:
+    """Of an asynchronous pool a connection for each call."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
 
     async def call(self, query: str, *arguments: object) -> Sequence[Row]:
+        with translated():
+            found: Sequence[Row] = await within_time(self._on_one(query, arguments), lambda: None)
+            return found
+
+    async def _on_one(self, query: str, arguments: Sequence[object]) -> Sequence[Row]:
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+class AsynchronousEngine(Pooled):
+    async def _on_one(self, query: str, arguments: Sequence[object]) -> Sequence[Row]:
         from sqlalchemy import text
 
-        with translated():
-            async with asyncio.timeout(CALL_TIMEOUT), self._engine.begin() as connection:
-                return [tuple(row) for row in await connection.execute(text(_named(query)), _arguments(arguments))]
-
-    async def close(self) -> None:
-        pass
+        async with self._pool.begin() as connection:
+            return [tuple(row) for row in await connection.execute(text(_named(query)), _arguments(arguments))]
 
 
-class Threaded:
-    """A driver that blocks, in a thread; one call at a time."""
-
-    def __init__(self, run: Callable[[str, Sequence[object]], Sequence[Row]]) -> None:
-        self._run = run
-        self._lock = asyncio.Lock()
-
-    async def call(self, query: str, *arguments: object) -> Sequence[Row]:
-        async with self._lock:
-            with translated():
-                return await asyncio.shield(asyncio.to_thread(self._run, query, arguments))
-
-    async def close(self) -> None:
-        pass
+class PsycopgPool(Pooled):
+    async def _on_one(self, query: str, arguments: Sequence[object]) -> Sequence[Row]:
+        async with self._pool.connection() as connection:
+            return await _on_asynchronous_psycopg(connection, query, arguments)
 
 
-def of_psycopg(target: Any) -> Database:
-    from psycopg import AsyncConnection, Connection
-
-    if isinstance(target, Connection):
-        return Threaded(lambda query, arguments: _on_psycopg(target, query, arguments))
-    if isinstance(target, AsyncConnection):
-        return PsycopgConnection(target)
-    if hasattr(target, "connection"):
-        return PsycopgPool(target)
-    raise TypeError(f"{type(target).__name__}: hand in a connection, or an AsyncConnectionPool")
-
-
-def _idle(connection: Any) -> None:
+def _check_idle(connection: Any) -> None:
     from psycopg.pq import TransactionStatus
 
     if connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR, TransactionStatus.ACTIVE):
-        raise BUSY
+        raise Busy
 
 
 def _on_psycopg(connection: Any, query: str, arguments: Sequence[object]) -> Sequence[Row]:
     from psycopg.rows import tuple_row
 
-    _idle(connection)
+    _check_idle(connection)
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         rows: Sequence[Row] = cursor.execute(PLACEHOLDER.sub("%s", query), arguments).fetchall()
         return rows
@@ -109,38 +118,8 @@ def _on_psycopg(connection: Any, query: str, arguments: Sequence[object]) -> Seq
 async def _on_asynchronous_psycopg(connection: Any, query: str, arguments: Sequence[object]) -> Sequence[Row]:
     from psycopg.rows import tuple_row
 
-    _idle(connection)
+    _check_idle(connection)
     async with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         await cursor.execute(PLACEHOLDER.sub("%s", query), arguments)
         rows: Sequence[Row] = await cursor.fetchall()
         return rows
-
-
-class PsycopgConnection:
-    """One connection for all, which nobody else may use at the same time."""
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        self._lock = asyncio.Lock()
-
-    async def call(self, query: str, *arguments: object) -> Sequence[Row]:
-        async with self._lock:
-            with translated():
-                async with asyncio.timeout(CALL_TIMEOUT):
-                    return await _on_asynchronous_psycopg(self._connection, query, arguments)
-
-    async def close(self) -> None:
-        pass
-
-
-class PsycopgPool:
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-
-    async def call(self, query: str, *arguments: object) -> Sequence[Row]:
-        with translated():
-            async with asyncio.timeout(CALL_TIMEOUT), self._pool.connection() as connection:
-                return await _on_asynchronous_psycopg(connection, query, arguments)
-
-    async def close(self) -> None:
-        pass

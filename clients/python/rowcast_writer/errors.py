@@ -31,26 +31,26 @@ class Refused(WriterError):
     """
 
     def __init__(self, message: str, code: str | None = None) -> None:
-        way_out = WAYS_OUT.get(code or "")
-        super().__init__(f"{message}: {way_out}" if way_out and way_out not in message else message)
+        way_out = "" if "row-level security" in message else WAYS_OUT.get(code or "", "")
+        super().__init__(f"{message}: {way_out}" if way_out not in message else message)
         self.code = code
 
 
 REASONS = {
-    "gone": "it was deleted",
+    "gone": "there is none: it was deleted, or never there",
     "expired": "its lease ran out, and it was failed",
     "taken": "another writer has taken it",
-    "ended": "somebody else has ended it",
+    "ended": "it has ended already",
     "cut": "somebody else has shortened its text",
     "overtaken": "a later write of its text was there already",
 }
 
 
 class Lost(WriterError):
-    """The row is no longer this writer's, and nothing was changed. `reason` is one of REASONS."""
+    """The row is no longer this writer's, or never was, and nothing was changed. `reason` is one of REASONS."""
 
-    def __init__(self, row: str, reason: str) -> None:
-        super().__init__(f"{row}: {REASONS[reason]}")
+    def __init__(self, row: str, reason: str, message: str | None = None) -> None:
+        super().__init__(message or f"{row}: {REASONS[reason]}")
         self.reason = reason
 
 

@@ -7,11 +7,12 @@ a second does wait, as each does that ends a row.
 
 import asyncio
 import logging
+import math
+import os
 import random
 from contextlib import suppress
-from typing import Any
 
-from .connections import Away, Database
+from .connections import CONNECTIONS, Away, Busy, Database
 from .errors import Lost, NotSaved, Refused, WriterError
 from .held import Held, Write
 from .statements import LOST, ORDER, start_row, write_rows
@@ -23,6 +24,9 @@ DURABLE_INTERVAL = 1.0
 
 RENEWAL = 0.4
 """Of the lease, after which it is renewed; functions of the schema renew what is less than two thirds."""
+
+TOOK_TOO_LONG = "57014"
+"""The SQLSTATE of a statement that was cancelled, by statement_timeout maybe."""
 
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 2.0
 
@@ -36,27 +40,47 @@ class Flusher:
         self.renewal = lease * RENEWAL
         self.patience = patience
         """Seconds after which a caller is told that something is not stored."""
+        self.is_closed = False
         self._interval = interval
         self._buffer = buffer
+        self.flushes = 0
+        self.statements = 0
+        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+        """The process and the event loop whose rows are held."""
+        self._settle()
+
+    def _settle(self) -> None:
         self.buffered = 0
         """Code points of text that rows keep because they are not stored for good."""
         self.trouble: str | None = None
         """Why nothing can be written at the moment."""
-        self.flushes = 0
-        self.statements = 0
         self._rows: dict[int, Held] = {}
         self._dirty: set[Held] = set()
+        self._starts: set[asyncio.Task[None]] = set()
+        self._starters = asyncio.Semaphore(CONNECTIONS - 1)  # one connection is for those that have started
         self._urgent = False
         self._wake = asyncio.Event()
-        self._room = asyncio.Event()
+        self._flushed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._flushed_at = self._stored_at = 0.0
+        self._flushed_at = self._stored_at = -math.inf
         self._is_flushing = False
         self._failures = 0
         self._retry_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Flusher {len(self._rows)} rows, {len(self._dirty)} dirty, {self.buffered} buffered, {self.trouble or 'well'}>"
+
+    def _enter(self) -> None:
+        """Belong to the process and the event loop that call, if no other has rows here."""
+        home = (os.getpid(), asyncio.get_running_loop())
+        if self._home == home:
+            return
+        if self._home and self._home[0] == home[0] and not self._home[1].is_closed() and (self._rows or self._starts):
+            raise WriterError("this writer is in use in another event loop: make one for each")
+        if self._home:
+            self.database.forget()
+            self._settle()
+        self._home = home
 
     @property
     def rows(self) -> list[Held]:
@@ -70,7 +94,7 @@ class Flusher:
         self._rows.pop(id(row), None)
         self._dirty.discard(row)
         row.forget()
-        self._make_room()
+        self._flushed.set()
         self._wake.set()
 
     def wake(self, row: Held, urgent: bool) -> None:
@@ -79,24 +103,29 @@ class Flusher:
             self._urgent |= urgent
             self._wake.set()
         self._dirty.add(row)
+        if self._task is None or self._task.done():
+            self._ensure()
 
     @property
     def is_held_up(self) -> bool:
         """Whether a flush is under way or overdue: who writes and never waits for anything would let it wait for ever."""
         return self._is_flushing or asyncio.get_running_loop().time() - self._flushed_at > self._interval
 
-    @property
-    def is_full(self) -> bool:
-        return self.buffered > self._buffer
+    def is_full_for(self, row: Held) -> bool:
+        """Whether there is more than may be kept, and it is this row's share too: one that cannot be written does not
+        hold up the others."""
+        return self.buffered > self._buffer and row.kept > self._buffer / len(self._rows)
 
-    async def room(self) -> None:
+    async def room(self, row: Held) -> None:
         """Wait until there is room for more text. NotSaved if that takes longer than our patience."""
-        while self.is_full:
-            self._room.clear()
-            self._urgent = True
-            self._wake.set()
-            if not await self.waited(self._room):
-                raise NotSaved(f"nothing could be stored for {self.patience:g} s, and no more can be kept: {self.trouble}")
+        try:
+            async with asyncio.timeout(self.patience):
+                while self.is_full_for(row) and not row.error:
+                    self._flushed.clear()
+                    self.wake(row, urgent=False)  # what is kept may be there, and only not known to be stored
+                    await self._flushed.wait()
+        except TimeoutError:
+            raise NotSaved(f"{row.name}: nothing could be stored for {self.patience:g} s, and no more can be kept: {row.why_not}") from None
 
     async def waited(self, event: asyncio.Event) -> bool:
         """Whether it happened within our patience."""
@@ -108,34 +137,54 @@ class Flusher:
             return False
         return True
 
-    async def started(self, row: Held, **values: Any) -> Any:
-        """Create or take a row, trying again while the database is away. What start_row() gives."""
+    def start(self, row: Held) -> "asyncio.Task[None]":
+        """Create or take a row, trying again while the database is away. The task goes on when nobody waits for it."""
+        if self.is_closed:
+            raise WriterError(f"{row.name}: the writer is closed")
+        self._enter()
+        task = asyncio.create_task(self._start(row), name=f"start of {row.name}")
+        self._starts.add(task)
+        task.add_done_callback(self._starts.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # which is no news if nobody waits
+        return task
+
+    async def _start(self, row: Held) -> None:
         give_up = asyncio.get_running_loop().time() + self.patience
         failures = 0
         while True:
             try:
-                return await start_row(self.database, row.table, row.id, row.fence, self.lease, **values)
+                async with self._starters:
+                    answer = await start_row(self.database, row.table, row.id, row.fence, self.lease, **row.first_values)
+                row.begun(answer)
+                return
+            except Busy as error:
+                raise Refused(str(error)) from error
             except Refused as error:
                 if error.code in LOST:
-                    raise Lost(row.name, LOST[error.code]) from error
+                    raise Lost(row.name, LOST[error.code], str(error)) from error
                 raise
             except Away as error:
                 failures += 1
                 delay = backoff(failures)
                 if asyncio.get_running_loop().time() + delay > give_up:
                     raise NotSaved(f"{row.name}: the database was away for {self.patience:g} s: {error}") from error
+                self._away(error)
             await asyncio.sleep(delay)
 
     async def finish(self) -> None:
         """Fail what is open, wait until all that ends is stored, and close the database."""
-        await asyncio.gather(*(row.fail() for row in self.rows if row.final is None), return_exceptions=True)
-        for row in self.rows:
-            await self.waited(row.finished)
-            self.drop(row)
-        if self._task:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        await self.database.close()
+        self.is_closed = True
+        if self._home == (os.getpid(), asyncio.get_running_loop()):
+            if self._starts:
+                await asyncio.wait(self._starts, timeout=self.patience)
+            await asyncio.gather(*(row.fail() for row in self.rows if row.final is None), return_exceptions=True)
+            await asyncio.gather(*(self.waited(row.finished) for row in self.rows))
+            for row in self.rows:
+                self.drop(row)
+            if self._task:
+                self._task.cancel()
+                await asyncio.wait([self._task])
+            await self.database.close()
 
     def _ensure(self) -> None:
         if self._rows and (self._task is None or self._task.done()):
@@ -177,14 +226,12 @@ class Flusher:
             return self._retry_at - now
         if self._urgent:
             return 0
-        due = min(row.due_at() for row in self._rows.values())
-        if self._dirty:
-            due = min(due, self._flushed_at + self._interval)
-        return due - now
+        due = now if self._dirty else min(row.due_at() for row in self._rows.values())
+        return max(due, self._flushed_at + self._interval) - now
 
     async def _flush(self) -> None:
         now = asyncio.get_running_loop().time()
-        rows = [row for row in self._rows.values() if row in self._dirty or row.due_at() <= now]
+        rows = [row for row in self._rows.values() if row.retry_at <= now and (row in self._dirty or row.due_at() <= now)]
         # All at one moment: what changes while they are being written is for the next flush.
         writes = {row: row.take() for row in rows}
         durable = (
@@ -196,21 +243,29 @@ class Flusher:
         self.flushes += 1
         try:
             for table in ORDER:
-                await self._write(table, {row: write for row, write in writes.items() if row.table == table}, durable)
+                await self._write(table, self._of(table, writes), durable)
         except BaseException as error:
             self._dirty.update(row for row in rows if row.is_dirty and not row.is_finished)
             if not isinstance(error, Away):
                 raise
-            self._failed(error)
+            self._failures += 1
+            self._retry_at = asyncio.get_running_loop().time() + backoff(self._failures)
+            self._away(error)
             return
         self._failures, self.trouble = 0, None
         if durable:
             self._stored_at = now
-        self._make_room()
+        self._flushed.set()
 
-    def _failed(self, error: Away) -> None:
-        self._failures += 1
-        self._retry_at = asyncio.get_running_loop().time() + backoff(self._failures)
+    def _of(self, table: str, writes: dict[Held, Write]) -> dict[Held, Write]:
+        """Those of one table. A job whose steps could not be written ends later."""
+        held_back = [row for row in writes if row.table == table and row.is_held_back]
+        for row in held_back:
+            row.trouble = "one of its steps could not be written"
+        self._dirty.update(held_back)
+        return {row: write for row, write in writes.items() if row.table == table and row not in held_back}
+
+    def _away(self, error: Away) -> None:
         if self.trouble is None:
             logger.warning("the database is away, trying again: %s", error)
         self.trouble = str(error)
@@ -219,23 +274,28 @@ class Flusher:
         """Write rows of one table. One that the database refuses is found, and loses nothing for the others."""
         if not writes:
             return
+        rows = list(writes)
         try:
             self.statements += 1
             outcomes = await write_rows(self.database, table, [write.values for write in writes.values()], self.lease, durable)
-        except Refused as error:
-            rows = list(writes)
-            if len(rows) == 1:
-                await self._refused(rows[0], error)
-                return
-            for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+        except (Refused, Away) as error:
+            if isinstance(error, Away) and error.code != TOOK_TOO_LONG:
+                raise
+            for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]) if len(rows) > 1 else ():
                 await self._write(table, {row: writes[row] for row in half}, durable)
+            if len(rows) == 1 and isinstance(error, Refused):
+                await self._refused(rows[0], error)
+            elif len(rows) == 1:
+                rows[0].trouble = str(error)
+                rows[0].retry_at = asyncio.get_running_loop().time() + LAST_BACKOFF
+                self._dirty.add(rows[0])
             return
         for row, write in writes.items():
             outcome, *more = outcomes[row.id]
             row.answered(write, outcome, durable, *more)
             if row.is_finished:
                 self.drop(row)
-            elif row.is_dirty:
+            elif row.is_dirty or row.trouble:
                 self._dirty.add(row)
 
     async def _refused(self, row: Held, error: Refused) -> None:
@@ -246,10 +306,6 @@ class Flusher:
                 await write_rows(self.database, row.table, [last], self.lease, durable=True)
         row.lose(Refused(f"{row.name}: {error}", error.code))
         self.drop(row)
-
-    def _make_room(self) -> None:
-        if not self.is_full:
-            self._room.set()
 
 
 def backoff(failures: int) -> float:

@@ -29,11 +29,13 @@ class Write:
 class Held:
     table: ClassVar[str]
 
-    def __init__(self, flusher: "Flusher", id: UUID | str | None) -> None:
+    def __init__(self, flusher: "Flusher", id: UUID | str | None, **values: Any) -> None:
         self._flusher = flusher
         self.id = id if isinstance(id, UUID) else UUID(id) if id else uuid4()
         self.fence = uuid4()
         """The fencing token: whoever takes the row, or the reaper, puts another in its place."""
+        self.first_values = values
+        """What it is created with."""
         self.error: WriterError | None = None
         """Why nothing more can be written."""
         self.final: dict[str, Any] | None = None
@@ -43,7 +45,12 @@ class Held:
         """How many of the changes the row has."""
         self.written_at = 0.0
         """When it was last written, on the loop's clock."""
-        self._started = False
+        self.trouble: str | None = None
+        """Why it could not be written the last time, though others could."""
+        self.retry_at = 0.0
+        """It is written alone, and not before then, because it held up others."""
+        self._starting: asyncio.Task[None] | None = None
+        self._started = self._abandoned = False
         self.finished = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -61,6 +68,16 @@ class Held:
     @property
     def is_finished(self) -> bool:
         return self.finished.is_set()
+
+    @property
+    def kept(self) -> int:
+        """Code points of text that are kept here."""
+        return 0
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether something else is to be written first."""
+        return False
 
     # What the flusher asks
 
@@ -84,6 +101,7 @@ class Held:
 
     def answered(self, write: Write, outcome: str, durable: bool, *more: Any) -> None:
         """What became of a write."""
+        self.trouble = "somebody else's transaction holds the row, or row security hides it" if outcome == "locked" else None
         if outcome == "locked":
             return
         if outcome != "written":
@@ -94,7 +112,7 @@ class Held:
         if durable:
             self.stored(write)
         if write.ends and durable:
-            self.finished.set()
+            self.over()
 
     def failure(self) -> dict[str, Any]:
         """How it ends where nobody says how; empty if something else ends it."""
@@ -108,21 +126,38 @@ class Held:
 
     def lose(self, error: WriterError) -> None:
         self.error = error
+        self.over()
+
+    def over(self) -> None:
+        """Nothing more will be written of it."""
         self.finished.set()
 
-    # What pipelines ask, by way of the subclasses
-
-    def _begun(self) -> None:
+    def begun(self, answer: Any) -> None:
+        """It is there, and ours. `answer` is what starting it gave."""
         self._started = True
         self.written_at = asyncio.get_running_loop().time()
         self._flusher.hold(self)
-
-    def _abandoned(self) -> None:
-        """The start was cut short, and the row may be there: end it all the same, and wait for nothing."""
-        if not self._started:
+        if self._abandoned:
             self.final = self.failure()
-            self._begun()
             self._changed(urgent=True)
+
+    # What pipelines ask, by way of the subclasses
+
+    async def _start(self) -> None:
+        """Create or take the row. Who is cancelled here leaves nothing open: what is started all the same is failed."""
+        if self._started:
+            return
+        self._starting = self._starting or self._flusher.start(self)
+        try:
+            await asyncio.shield(self._starting)
+        except asyncio.CancelledError:
+            self._abandoned = True
+            if self._started and self.final is None:
+                self.begun(None)
+            raise
+        finally:
+            if self._starting.done():
+                self._starting = None
 
     def _changed(self, urgent: bool = False) -> None:
         self.changes += 1
@@ -145,11 +180,15 @@ class Held:
             self.final = final
             self._changed(urgent=True)
         if not self.is_finished and not await self._flusher.waited(self.finished):
-            trouble = self._flusher.trouble or "somebody else's transaction holds the row"
-            self.lose(NotSaved(f"{self.name}: its end could not be stored for {self._flusher.patience:g} s: {trouble}"))
+            self.lose(NotSaved(f"{self.name}: its end could not be stored for {self._flusher.patience:g} s: {self.why_not}"))
             self._flusher.drop(self)
         if self.error:
             raise self.error
+
+    @property
+    def why_not(self) -> str:
+        """Why it is not written."""
+        return self.trouble or self._flusher.trouble or "the database takes too long"
 
     async def _end_after(self, error: BaseException, end: Awaitable[None]) -> None:
         """Await `end`; what goes wrong there does not hide the error that led to it."""

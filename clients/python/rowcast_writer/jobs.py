@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -19,8 +20,8 @@ CANCEL_INTERVAL = 1.0
 class Fields(Held):
     """A row some of whose columns change. What is not stored for good is kept, a value a column."""
 
-    def __init__(self, flusher: Flusher, id: UUID | str | None) -> None:
-        super().__init__(flusher, id)
+    def __init__(self, flusher: Flusher, id: UUID | str | None, **values: Any) -> None:
+        super().__init__(flusher, id, **values)
         self._fields: dict[str, Any] = {}
         self._changed_at: dict[str, int] = {}
 
@@ -44,19 +45,17 @@ class Job(Fields):
     table = "job"
 
     def __init__(self, flusher: Flusher, id: UUID | str | None, error_text: str, **values: Any) -> None:
-        super().__init__(flusher, id)
-        self._values = values
+        super().__init__(flusher, id, **values)
         self._error_text = error_text
         self._steps: list[Step] = []
+        self._refused: WriterError | None = None
+        """What went wrong with a step."""
         self.cancelled = asyncio.Event()
         """Set when somebody asked for the end of the job."""
 
     async def start(self) -> Self:
         """Create the row with status `running`, or take the one that is there. NotSaved, Lost, Refused."""
-        if not self._started:
-            if await self._flusher.started(self, **self._values):
-                self.cancelled.set()
-            self._begun()
+        await self._start()
         return self
 
     async def stage(self, text: str, progress: float | None = None) -> None:
@@ -103,11 +102,7 @@ class Job(Fields):
     # As a context manager: left normally it is completed, by JobCancelled or asyncio.CancelledError cancelled, by another exception failed.
 
     async def __aenter__(self) -> Self:
-        try:
-            return await self.start()
-        except asyncio.CancelledError:
-            self._abandoned()
-            raise
+        return await self.start()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if error is None:
@@ -118,17 +113,24 @@ class Job(Fields):
             await self._end_after(error, self.cancel() if stopped else self.fail())
 
     async def _ended(self, status: str, **values: Any) -> None:
+        await self._end(status=status, **values)
+        if self._refused:
+            raise self._refused
+
+    @property
+    def is_held_back(self) -> bool:
+        return self.final is not None and any(step.is_dirty and not step.is_finished for step in self._steps)
+
+    def begun(self, answer: Any) -> None:
+        if answer:
+            self.cancelled.set()
+        super().begun(answer)
+
+    def over(self) -> None:
+        self._refused = next((step.error for step in self._steps if step.error), None)
         for step in self._steps:
-            if not await self._flusher.waited(step.settled):
-                break
-        refused = next((step.error for step in self._steps if step.error), None)
-        try:
-            await self._end(status=status, **values)
-        finally:
-            for step in self._steps:
-                step.over_with_the_job()
-        if refused:
-            raise refused
+            step.over_with_the_job()
+        super().over()
 
     def failure(self) -> dict[str, Any]:
         return {"status": "failed", "error": self._error_text}
@@ -153,20 +155,19 @@ class Step(Fields):
         self._name = clean(name)
         self._first_state = {} if state is None else {"state": as_object(state, "state")}
         self.fence = job.fence
-        self.settled = asyncio.Event()
-        """Set while nothing of it is unwritten."""
 
     async def start(self) -> Self:
         """Have the row created with status `running`, by the next flush, which is at once."""
         if not self._started:
             self._job._check()
             self._job.began(self)
-            self._begun()
+            self.begun(None)
             self._set(urgent=True, **self._first_state)
         return self
 
     async def state(self, state: dict[str, Any]) -> None:
         """What it knows by now, in the place of what was said before."""
+        self._job._check()
         self._set(state=as_object(state, "state"))
 
     async def complete(self, state: dict[str, Any] | None = None) -> None:
@@ -185,14 +186,13 @@ class Step(Fields):
         return await self.start()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self.final is not None or self.error:
+        if self.final is not None or self.error or (self._job.final is not None and not self._job.error):
             return
         if error is None:
             await self.complete()
-        elif isinstance(error, JobCancelled | asyncio.CancelledError):
-            await self.cancel()
-        else:
-            await self.fail()
+            return
+        with suppress(WriterError):  # which does not hide what led to it, and is told with the end of the job
+            await (self.cancel() if isinstance(error, JobCancelled | asyncio.CancelledError) else self.fail())
 
     def over_with_the_job(self) -> None:
         """The end of a job ends its open steps; nothing more can be written of this one."""
@@ -202,6 +202,7 @@ class Step(Fields):
 
     def _over(self, status: str, state: dict[str, Any] | None, **values: Any) -> None:
         self._check()
+        self._job._check()
         self.final = {"status": status, **values, **({} if state is None else {"state": as_object(state, "state")})}
         self._changed(urgent=True)
 
@@ -213,19 +214,6 @@ class Step(Fields):
 
     def values(self) -> dict[str, Any]:
         return {"job_id": str(self._job.id), "name": self._name, **super().values()}
-
-    def _changed(self, urgent: bool = False) -> None:
-        self.settled.clear()
-        super()._changed(urgent)
-
-    def answered(self, write: Write, outcome: str, durable: bool, *more: Any) -> None:
-        super().answered(write, outcome, durable)
-        if not self.is_dirty:
-            self.settled.set()
-
-    def lose(self, error: WriterError) -> None:
-        super().lose(error)
-        self.settled.set()
 
 
 def percent(value: float) -> float:

@@ -17,18 +17,14 @@ class Message(Held):
     table = "message"
 
     def __init__(self, flusher: Flusher, id: UUID | str | None, user_text: str, **values: Any) -> None:
-        super().__init__(flusher, id)
-        self._values = values
+        super().__init__(flusher, id, **values)
         self._user_text = user_text
         self._draft = Draft()
         self._counted = 0
 
     async def start(self) -> Self:
         """Create the row with status `streaming`, or take the one that is there. NotSaved, Lost, Refused."""
-        if not self._started:
-            length = await self._flusher.started(self, **self._values)
-            self._draft = Draft(length)
-            self._begun()
+        await self._start()
         return self
 
     async def acknowledge(self, text: str) -> None:
@@ -40,16 +36,17 @@ class Message(Held):
         await self._show(text)
 
     async def write(self, chunk: str) -> None:
-        """Append real text. Returns at once unless more is buffered than may be; Lost if the row is no longer ours."""
+        """Append real text. Waits only where more is buffered than may be, before it takes the chunk; Lost if the row is no
+        longer ours."""
         self._check()
+        if self._flusher.is_full_for(self):
+            await self._flusher.room(self)
+            self._check()
         is_first = not self._draft.begun
         if not self._draft.write(chunk):
             return
         self._grown(urgent=is_first)
-        if self._flusher.is_full:
-            await self._flusher.room()
-            self._check()
-        elif self._flusher.is_held_up:
+        if self._flusher.is_held_up:
             await asyncio.sleep(0)
 
     async def complete(self, text: str | None = None, metadata: dict[str, Any] | None = None) -> None:
@@ -62,11 +59,7 @@ class Message(Held):
         await self._ended("failed", {**(metadata or {}), "error": user_text or self._user_text})
 
     async def __aenter__(self) -> Self:
-        try:
-            return await self.start()
-        except asyncio.CancelledError:
-            self._abandoned()
-            raise
+        return await self.start()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if error is None:
@@ -96,6 +89,16 @@ class Message(Held):
     def _count(self) -> None:
         self._flusher.buffered += self._draft.kept - self._counted
         self._counted = self._draft.kept
+
+    @property
+    def kept(self) -> int:
+        """Code points that are kept, because they are not stored for good."""
+        return self._draft.kept
+
+    def begun(self, answer: Any) -> None:
+        if answer is not None:
+            self._draft = Draft(answer)
+        super().begun(answer)
 
     def failure(self) -> dict[str, Any]:
         return {"status": "failed", "metadata": {"error": self._user_text}}

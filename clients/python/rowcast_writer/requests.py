@@ -1,6 +1,5 @@
 """A request that is answered."""
 
-import asyncio
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -16,15 +15,12 @@ class Request(Held):
     table = "request"
 
     def __init__(self, flusher: Flusher, id: UUID | str | None, error_text: str, **values: Any) -> None:
-        super().__init__(flusher, id)
-        self._values = values
+        super().__init__(flusher, id, **values)
         self._error_text = error_text
 
     async def start(self) -> Self:
         """Create the row with status `in_progress`, or take the one that is there. NotSaved, Lost, Refused."""
-        if not self._started:
-            await self._flusher.started(self, **self._values)
-            self._begun()
+        await self._start()
         return self
 
     async def done(self, response: str | None = None) -> None:
@@ -39,11 +35,7 @@ class Request(Held):
         return {"status": "error", "error": self._error_text}
 
     async def __aenter__(self) -> Self:
-        try:
-            return await self.start()
-        except asyncio.CancelledError:
-            self._abandoned()
-            raise
+        return await self.start()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if error is None:

@@ -4,6 +4,9 @@ Arguments are text, numbers and booleans, so that every driver passes them alike
 """
 
 import json
+from datetime import date, time
+from decimal import Decimal
+from pathlib import PurePath
 from typing import Any
 from uuid import UUID
 
@@ -64,8 +67,18 @@ def _plain(value: Any, kind: str) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """A copy of it that PostgreSQL's jsonb can hold. TypeError or ValueError for what is no JSON (RFC 8259)."""
-    return _cleaned(json.loads(json.dumps(value, allow_nan=False)))
+    """A copy of it that PostgreSQL's jsonb can hold; ids, times and the like as text. TypeError or ValueError for what is
+    no JSON (RFC 8259)."""
+    try:
+        return _cleaned(json.loads(json.dumps(value, allow_nan=False, default=_as_text)))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, UUID | date | time | Decimal | PurePath):
+        return value.isoformat() if isinstance(value, date | time) else str(value)
+    raise TypeError(f"{type(value).__name__} is no JSON")
 
 
 def as_object(value: Any, what: str) -> dict[str, Any]:

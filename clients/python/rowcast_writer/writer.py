@@ -86,6 +86,7 @@ class Writer:
         await self._flusher.finish()
 
     async def __aenter__(self) -> Self:
+        self._flusher.is_closed = False
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
