@@ -18,7 +18,8 @@ PIPELINE = Path(__file__).parent / "pipeline.py"
 
 
 async def measure(database: Database) -> list[Row]:
-    return await _costs(database) + await _first_chunk(database)
+    # In this order: no hub runs beside the second, and what it leaves in the outbox would be the first's to catch up with.
+    return await _first_chunk(database) + await _costs(database)
 
 
 async def _costs(database: Database) -> list[Row]:
@@ -97,6 +98,7 @@ async def _first_chunk(database: Database) -> list[Row]:
     db = await database.connect()
     first, other = [str(await db.fetchval("INSERT INTO session DEFAULT VALUES RETURNING id")) for _ in range(2)]
     written = {}
+    await settle(db)
     async with hub(database) as served, clients(served.url, [first]) as streams, Writer(database.url) as writer:
         over = asyncio.Event()
 
@@ -120,7 +122,10 @@ async def _first_chunk(database: Database) -> list[Row]:
     await db.close()
     took = [(at - written[n]) / 1e6 for n, at in marks]
     cuts = statistics.quantiles(took, n=100, method="inclusive")
-    return [Row(f"first chunk to browser, {name}", value, "ms", at_most=20.0) for name, value in (("p50", cuts[49]), ("p99", cuts[98]))]
+    return [
+        Row(f"first chunk to browser, {name}", value, "ms", at_most=20.0)
+        for name, value in (("p50", cuts[49]), ("p95", cuts[94]), ("p99", cuts[98]))
+    ]
 
 
 if __name__ == "__main__":
