@@ -122,9 +122,9 @@ async def test_an_outage_ends_no_stream_that_is_alive(tmp_path: Path, rounds: Ro
 async def test_an_error_of_a_call_starts_the_grace_again_and_is_logged_once(
     database: str, writer: Writer, rounds: Rounds, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = """CREATE OR REPLACE FUNCTION rowcast.reap_jobs(most integer) RETURNS integer LANGUAGE plpgsql
+    broken = """CREATE OR REPLACE FUNCTION rowcast.reap_table(name text, most integer) RETURNS integer LANGUAGE plpgsql
                 AS $$ BEGIN RAISE 'no jobs today'; END $$"""
-    whole = await writer.db.fetchval("SELECT pg_get_functiondef('rowcast.reap_jobs'::regproc)")
+    whole = await writer.db.fetchval("SELECT pg_get_functiondef('rowcast.reap_table'::regproc)")
     monkeypatch.setattr(reaper, "GRACE", 0.5)
     bad = (True, "no jobs today")
     async with Hub(database):
