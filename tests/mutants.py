@@ -251,6 +251,7 @@ MUTANTS = [
     Mutant("first chunk waits", 8, WRITER + 'messages.py', 'self._grown(urgent=is_first)', 'self._grown(urgent=False)', 'test_writer'),
     Mutant("progress after text", 8, WRITER + 'draft.py', 'if self.begun:\n            return False', 'if False:\n            return False', 'test_writer'),
     Mutant("left streaming", 8, WRITER + 'flusher.py', 'if any(row.final is not None for row in self._rows.values()):', 'if False:', 'test_writer'),
+    Mutant("left by an exception", 8, WRITER + "held.py", "                await self.fail_by(error)\n", "                pass\n", "test_writer"),
     Mutant("abandoned", 8, WRITER + "held.py", "        if self._abandoned:\n            self.final = self.failure()\n            self._changed(urgent=True)\n", "", "test_writer"),
     Mutant("never renewed", 8, WRITER + 'held.py', 'return self.written_at + self._flusher.renewal', "return float('inf')", 'test_writer'),
     Mutant("half a character", 8, WRITER + 'draft.py', 'chunk, self._held = chunk[:-1], chunk[-1]', 'pass', 'test_writer'),

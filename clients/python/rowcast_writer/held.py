@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from uuid import UUID, uuid4
 
 from .draft import Part
@@ -48,7 +48,7 @@ class Held:
         self.trouble: str | None = None
         """Why it could not be written the last time, though others could."""
         self.retry_at = 0.0
-        """It is written alone, and not before then, because it held up others."""
+        """It is not written before then, because it held up others."""
         self._starting: asyncio.Task[None] | None = None
         self._started = self._abandoned = False
         self.finished = asyncio.Event()
@@ -141,12 +141,13 @@ class Held:
             self.final = self.failure()
             self._changed(urgent=True)
 
-    # What pipelines ask, by way of the subclasses
+    # What pipelines ask
 
-    async def _start(self) -> None:
-        """Create or take the row. Who is cancelled here leaves nothing open: what is started all the same is failed."""
+    async def start(self) -> Self:
+        """Create the row, or take the one that is there. Who is cancelled here leaves nothing open: what is started all the
+        same is failed. NotSaved, Lost, Refused."""
         if self._started:
-            return
+            return self
         self._starting = self._starting or self._flusher.start(self)
         try:
             await asyncio.shield(self._starting)
@@ -158,6 +159,29 @@ class Held:
         finally:
             if self._starting.done():
                 self._starting = None
+        return self
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if error is None:
+            if self.final is None or self.error:
+                await self.succeed()
+        elif self.final is None and not self.error:
+            try:
+                await self.fail_by(error)
+            except WriterError as trouble:  # which does not hide what led to it
+                error.add_note(str(trouble))
+                logger.warning("%s", trouble)
+
+    async def succeed(self) -> None:
+        """End it well, because its block was left and nobody said how it ends."""
+        raise NotImplementedError
+
+    async def fail_by(self, error: BaseException) -> None:
+        """End it, because its block was left by an exception."""
+        await self.fail()
 
     def _changed(self, urgent: bool = False) -> None:
         self.changes += 1
@@ -189,11 +213,3 @@ class Held:
     def why_not(self) -> str:
         """Why it is not written."""
         return self.trouble or self._flusher.trouble or "the database takes too long"
-
-    async def _end_after(self, error: BaseException, end: Awaitable[None]) -> None:
-        """Await `end`; what goes wrong there does not hide the error that led to it."""
-        try:
-            await end
-        except WriterError as trouble:
-            error.add_note(str(trouble))
-            logger.warning("%s", trouble)

@@ -13,6 +13,9 @@ from .flusher import Flusher
 from .held import Held, Write
 from .statements import as_json, as_object
 
+STOPPED = (JobCancelled, asyncio.CancelledError)
+"""By these a job and its steps end as cancelled, by other exceptions as failed."""
+
 CANCEL_INTERVAL = 1.0
 """Seconds between looks whether somebody asked for the end of a job."""
 
@@ -53,11 +56,6 @@ class Job(Fields):
         self.cancelled = asyncio.Event()
         """Set when somebody asked for the end of the job."""
 
-    async def start(self) -> Self:
-        """Create the row with status `running`, or take the one that is there. NotSaved, Lost, Refused."""
-        await self._start()
-        return self
-
     async def stage(self, text: str, progress: float | None = None) -> None:
         """Say which stage it is in."""
         self._set(urgent=self.changes == 0, stage=clean(text), **({} if progress is None else {"progress": percent(progress)}))
@@ -86,10 +84,11 @@ class Job(Fields):
 
     async def complete(self, result: Any = None) -> None:
         """End it as `completed`, at 100 percent. Returns when that is stored, and all its steps. NotSaved, Lost, Refused."""
+        given = {} if result is None else {"result": as_json(result)}
         if self.final is None:
             self._fields.pop("progress", None)
             self._changed_at.pop("progress", None)
-        await self._ended("completed", **({} if result is None else {"result": as_json(result)}))
+        await self._ended("completed", **given)
 
     async def fail(self, error: str | None = None) -> None:
         """End it as `failed`; `error` is what a user reads."""
@@ -99,18 +98,11 @@ class Job(Fields):
         """End it as `cancelled`."""
         await self._ended("cancelled")
 
-    # As a context manager: left normally it is completed, by JobCancelled or asyncio.CancelledError cancelled, by another exception failed.
+    async def succeed(self) -> None:
+        await self.complete()
 
-    async def __aenter__(self) -> Self:
-        return await self.start()
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if error is None:
-            if self.final is None or self.error:
-                await self.complete()
-        elif self.final is None and not self.error:
-            stopped = isinstance(error, JobCancelled | asyncio.CancelledError)
-            await self._end_after(error, self.cancel() if stopped else self.fail())
+    async def fail_by(self, error: BaseException) -> None:
+        await (self.cancel() if isinstance(error, STOPPED) else self.fail())
 
     async def _ended(self, status: str, **values: Any) -> None:
         await self._end(status=status, **values)
@@ -182,9 +174,6 @@ class Step(Fields):
         """End it as `cancelled`. Stored as with complete()."""
         self._over("cancelled", None)
 
-    async def __aenter__(self) -> Self:
-        return await self.start()
-
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self.final is not None or self.error or (self._job.final is not None and not self._job.error):
             return
@@ -192,7 +181,7 @@ class Step(Fields):
             await self.complete()
             return
         with suppress(WriterError):  # which does not hide what led to it, and is told with the end of the job
-            await (self.cancel() if isinstance(error, JobCancelled | asyncio.CancelledError) else self.fail())
+            await (self.cancel() if isinstance(error, STOPPED) else self.fail())
 
     def over_with_the_job(self) -> None:
         """The end of a job ends its open steps; nothing more can be written of this one."""

@@ -1,8 +1,7 @@
 """A message whose text grows while a browser looks on."""
 
 import asyncio
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
 from .draft import Draft
@@ -21,11 +20,6 @@ class Message(Held):
         self._user_text = user_text
         self._draft = Draft()
         self._counted = 0
-
-    async def start(self) -> Self:
-        """Create the row with status `streaming`, or take the one that is there. NotSaved, Lost, Refused."""
-        await self._start()
-        return self
 
     async def acknowledge(self, text: str) -> None:
         """Show this until real text comes."""
@@ -58,15 +52,8 @@ class Message(Held):
         """End it as `failed`; `user_text` is what a user reads, in `metadata.error`. What was written stays."""
         await self._ended("failed", {**(metadata or {}), "error": user_text or self._user_text})
 
-    async def __aenter__(self) -> Self:
-        return await self.start()
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if error is None:
-            if self.final is None or self.error:
-                await self.complete()
-        elif self.final is None and not self.error:
-            await self._end_after(error, self.fail())
+    async def succeed(self) -> None:
+        await self.complete()
 
     async def _show(self, text: str) -> None:
         self._check()
